@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["Tree", "declared_papers", "page_labels", "page_headings", "has_code_cell",
-           "public_definitions", "marked_tests", "runs_on_a_seed", "source_files", "source_hash"]
+__all__ = ["Tree", "declared_papers", "experiment_files", "has_code_cell", "marked_tests", "page_headings",
+           "page_labels", "public_definitions", "result_path", "runs_on_a_seed", "source_files", "source_hash"]
 
 DOC_WORDS = 8          # a docstring of fewer words says nothing that the name does not say
 IMPORT_DEPTH = 5       # how many re-exports a public name may pass through
@@ -259,6 +259,18 @@ def marked_tests(tree: Tree, path: Path) -> dict[int, bool]:
 
 
 # --- experiments ------------------------------------------------------------------------------------------
+
+def experiment_files(tree: Tree) -> list[Path]:
+    """Every `minattn/experiments/<chapter>/<name>.py`; names with a leading underscore are helpers."""
+    folder = tree.root / "minattn" / "experiments"
+    return [p for p in tree.files("minattn/experiments")
+            if p.parent.parent == folder and not p.name.startswith("_")]
+
+
+def result_path(tree: Tree, path: Path) -> Path:
+    """Where the results of an experiment file are kept."""
+    return tree.root / "minattn" / "experiments" / "results" / path.parent.name / f"{path.stem}.json"
+
 
 def runs_on_a_seed(tree: Tree, path: Path) -> bool:
     """Whether a file defines `run` with `seed` as its first argument."""

@@ -1,0 +1,24 @@
+"""minattn: attention from scratch, each mechanism slow to read and fast to use, proved equal.
+
+``import minattn as mn`` gives the names of `minattn.autograd`; the packages `nn`, `attention`, `transformer` and the
+chapters load when they are first named.
+"""
+
+import importlib
+from typing import Any
+
+from .autograd import *  # noqa: F403
+from .autograd import __all__ as _autograd_names
+from .kernels import *  # noqa: F403
+from .kernels import __all__ as _kernel_names
+
+__version__ = "0.1.0"
+__all__ = [*_autograd_names, *_kernel_names]
+
+_PACKAGES = {"atlas", "attention", "data", "experiments", "grade", "kernels", "nn", "plots", "testing", "transformer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"minattn.{name}")
+    raise AttributeError(f"module 'minattn' has no attribute {name!r}")

@@ -1,0 +1,18 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minattn.autograd import namespace
+from minattn.autograd.engine import Operand
+
+
+def dropout(x: Operand, p: float, rng: np.random.Generator) -> Operand:
+    """Zero each entry with probability p and divide the others by 1 − p, so that the mean stays."""
+    if not 0 <= p < 1:
+        raise ValueError(f"p: expected a probability in [0, 1), got {p}")
+    if p == 0:
+        return x
+    keep = rng.random(x.shape, dtype=np.float32) >= p
+    return x * namespace(x).asarray(keep / (1 - p), dtype=x.dtype)
