@@ -14,7 +14,7 @@ built    `minattn/<chapter>/*.py` declares `PAPERS = (65,)`, and every name that
 tested   a test in `tests/<chapter>/` is marked `@pytest.mark.paper(65)`, or its module
          `pytestmark = pytest.mark.paper(65)`, and asserts something.
 claimed  `minattn/experiments/<chapter>/<name>.py` declares PAPERS and `run(seed)`, and its committed results
-         hold three seeds or more, come from the present source, and either hold or say what was found instead.
+         hold three seeds or more, come from the present source, and hold or say what was found instead.
 page     `chapters/<chapter>/<name>.md` has the label `(paper-065)=`, a code cell, and a heading with each of:
          The idea, Naive, Derivation, Fast, Checks, Break it, The finding, What it costs,
          Differs from the paper, Exercise ("The naive form" and "Checks: what equals what" are fine).
@@ -24,7 +24,6 @@ done     all four.
 from __future__ import annotations
 
 import argparse
-import functools
 import html
 import json
 import re
@@ -36,80 +35,17 @@ from typing import Any
 
 from minattn import sources
 from minattn.findings import FAILS, judge, read_results
+from minattn.register import Paper, chapters, papers
 from minattn.sources import Tree
 
-__all__ = ["PARTS", "STATES", "Paper", "Row", "Table", "chapters", "contradictions", "papers", "status", "table"]
+__all__ = ["PARTS", "STATES", "Paper", "Row", "Table", "chapters", "contradictions", "papers", "status",
+           "table"]
 
 ROOT = Path(__file__).resolve().parents[1]
 STATES = ("built", "tested", "claimed", "page")
 PARTS = ("The idea", "Naive", "Derivation", "Fast", "Checks", "Break it", "The finding", "What it costs",
          "Differs from the paper", "Exercise")
 MIN_SEEDS = 3
-
-
-@dataclass(frozen=True)
-class Paper:
-    """One paper of the register.
-
-    Attributes
-    ----------
-    number : its id everywhere.
-    title, year, venue, tags : as published; venue is empty for a preprint.
-    authors : family names in order; a last entry "others" stands for the rest.
-    arxiv : identifier such as "2405.18719", or empty.
-    chapter : the one chapter it belongs to.
-    names : the public names that the project promises for it.
-    """
-
-    number: int
-    title: str
-    authors: tuple[str, ...]
-    year: int
-    venue: str
-    arxiv: str
-    chapter: str
-    tags: tuple[str, ...]
-    names: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        """The label of its page, such as "paper-065"."""
-        return f"paper-{self.number:03d}"
-
-    @property
-    def key(self) -> str:
-        """Its key in references.bib, such as "paper065"."""
-        return f"paper{self.number:03d}"
-
-    @property
-    def url(self) -> str:
-        """Where the paper can be read, or empty when the register has no identifier."""
-        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else ""
-
-    @property
-    def by(self) -> str:
-        """The authors in short: "Vig", "Abnar and Zuidema", "Golovneva et al."."""
-        if len(self.authors) == 2 and self.authors[1] != "others":
-            return " and ".join(self.authors)
-        return self.authors[0] + (" et al." if len(self.authors) > 1 else "")
-
-
-@functools.cache
-def _register() -> dict[str, Any]:
-    return json.loads((Path(__file__).parent / "papers.json").read_text(encoding="utf-8"))
-
-
-@functools.cache
-def chapters() -> dict[str, str]:
-    """The chapters that hold papers, in reading order: name -> title."""
-    return dict(_register()["chapters"])
-
-
-@functools.cache
-def papers() -> tuple[Paper, ...]:
-    """The register, in order of number."""
-    return tuple(Paper(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
-                 for entry in _register()["papers"])
 
 
 # --- status -----------------------------------------------------------------------------------------------
@@ -433,10 +369,12 @@ def chapter_view(rows: Sequence[Row], chapter: str) -> str:
 def paper_view(row: Row) -> str:
     """What there is of one paper, and what is missing."""
     p = row.paper
-    lines = [f"{p.number}. {p.title}", f"    {p.by}, {p.year}" + (f", {p.venue}" if p.venue else "")
-             + (f", {p.url}" if p.url else ""), f"    chapter {p.chapter}; promised: {', '.join(p.names)}", ""]
+    lines = [f"{p.number}. {p.title}",
+             "    " + ", ".join(filter(None, [p.by, str(p.year), p.venue, p.url])),
+             f"    chapter {p.chapter}; promised: {', '.join(p.names)}", ""]
     for state in STATES:
-        lines.append(f"{state:<8} {'yes' if row.states[state] else 'no '}  {', '.join(row.files[state])}".rstrip())
+        reached = "yes" if row.states[state] else "no"
+        lines.append(f"{state:<8} {reached:<4} {', '.join(row.files[state])}".rstrip())
         lines += [f"           - {m}" for m in row.missing[state]]
     first = next((m for s in STATES for m in row.missing[s]), None)
     return "\n".join([*lines, "", f"Next: {first}" if first else "Done."])
@@ -444,7 +382,8 @@ def paper_view(row: Row) -> str:
 
 def main(argv: Sequence[str] | None = None, root: str | Path = ROOT) -> int:
     """The command `python -m minattn.atlas`; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m minattn.atlas", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m minattn.atlas",
+                                     description=(__doc__ or "").split("\n")[0])
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--chapter", choices=list(chapters()), metavar="NAME", help="the papers of one chapter")
     what.add_argument("--paper", type=int, metavar="NUMBER", help="one paper: what there is, what is missing")

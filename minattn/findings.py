@@ -48,8 +48,8 @@ def evaluate(expression: str | float, numbers: Mapping[str, float]) -> float:
 
     def value(node: ast.expr) -> float:
         match node:
-            case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
-                return float(node.value)
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                return float(number)
             case ast.Name(id=name) if name in numbers:
                 return numbers[name]
             case ast.Name(id=name):
@@ -208,7 +208,7 @@ def judge(findings: Sequence[Finding]) -> str:
     first = findings[0]
     for other in findings[1:]:
         if (other.paper, other.claim, other.bars) != (first.paper, first.claim, first.bars):
-            raise ValueError(f"paper {first.paper}: seeds {first.seed} and {other.seed} state different claims")
+            raise ValueError(f"paper {first.paper}: seeds {first.seed} and {other.seed} differ in claim or bars")
     if all(bar.cleared([f.numbers for f in findings]) for bar in first.bars):
         return HOLDS
     return FOUND_INSTEAD if any(f.found.strip() for f in findings) else FAILS
@@ -256,8 +256,9 @@ class Results:
                 "runs": {str(s): self.runs[s] for s in self.seeds}}
 
     def __str__(self) -> str:
-        return "\n".join(f"{self.experiment}, paper {c[0].paper}: {judge(c)} on seeds {self.seeds}: {c[0].claim}"
-                         for c in self.claims()) or f"{self.experiment}: no runs"
+        lines = [f"{self.experiment}, paper {c[0].paper}, seeds {self.seeds}: {judge(c)}. {c[0].claim}"
+                 for c in self.claims()]
+        return "\n".join(lines) or f"{self.experiment}: no runs"
 
     def _repr_html_(self) -> str:
         tables = []
@@ -287,7 +288,7 @@ def read_results(path: str | Path) -> Results:
                           {int(seed): run for seed, run in data["runs"].items()})
         results.claims()
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is not a result file of `python -m minattn.experiments`: {error!r}") from error
+        raise ValueError(f"{path} is not a result of `python -m minattn.experiments`: {error!r}") from error
     return results
 
 
@@ -300,6 +301,6 @@ def _html_table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:]) + "</tr>" for row in rows)
     more = f" {html.escape(found)}" if found else ""
     kind = verdict.replace(" ", "-")
-    return (f'<div class="minattn-finding minattn-checks {kind}"><table><caption>{html.escape(caption)}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return (f'<div class="minattn-finding minattn-checks {kind}"><table>'
+            f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             f"<p><strong>Verdict: {verdict}.</strong>{more}</p><p>{html.escape(note)}</p></div>")

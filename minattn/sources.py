@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = ["Tree", "declared_papers", "experiment_files", "has_code_cell", "marked_tests", "page_headings",
-           "page_labels", "public_definitions", "result_path", "runs_on_a_seed", "source_files", "source_hash"]
+           "page_labels", "public_definitions", "result_path", "runs_on_a_seed", "source_files",
+           "source_hash"]
 
 DOC_WORDS = 8          # a docstring of fewer words says nothing that the name does not say
 IMPORT_DEPTH = 5       # how many re-exports a public name may pass through
@@ -131,7 +132,7 @@ def declared_papers(tree: Tree, path: Path) -> tuple[int, ...]:
 # --- public names -----------------------------------------------------------------------------------------
 
 def documented(statement: ast.stmt, following: ast.stmt | None) -> bool:
-    """Whether a definition has a docstring, or an assignment a string below it, of DOC_WORDS words or more."""
+    """Whether a definition has a docstring, or an assignment a string below it, of DOC_WORDS words."""
     if isinstance(statement, DEFINITIONS):
         text = ast.get_docstring(statement, clean=False) or ""
     elif isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
@@ -233,7 +234,7 @@ def marks(node: ast.expr) -> set[int]:
 
 
 def marked_tests(tree: Tree, path: Path) -> dict[int, bool]:
-    """The papers that a test file's marks name: number -> whether one of its marked tests asserts something."""
+    """The papers that a test file's marks name: number -> whether one of its tests asserts something."""
     if "mark.paper" not in tree.text(path):
         return {}
     module = tree.module(path)
