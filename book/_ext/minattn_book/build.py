@@ -1,0 +1,116 @@
+"""``python -m minattn_book.build``: execute the stale pages, then let Jupyter Book turn everything into HTML.
+
+Killing it at any moment is safe.  Pages are stored one by one (``pages.py``).  Sphinx is not so careful, so a marker
+stands while it runs: if the marker is still there at the next start, the HTML is made anew from the stored pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+
+from .execute import execute_stale
+from .pages import ROOT, Page, pages_in_toc
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Let one build at a time work in ``_build``; a second one waits and says so."""
+    (root / "_build").mkdir(exist_ok=True)
+    with open(root / "_build" / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Another build is running here; waiting for it ...", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def sphinx(root: Path, strict: bool) -> int:
+    """Build the HTML; with `strict`, a warning is a failure."""
+    build, marker = root / "_build", root / "_build" / ".unfinished"
+    if marker.exists():
+        print("The last build was cut off: making the HTML anew from the stored pages.")
+        for part in ("html", ".doctrees", "jupyter_execute"):
+            shutil.rmtree(build / part, ignore_errors=True)
+    marker.touch()
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "--toc"]
+    command += ["book/_toc.yml", "-n", "--quiet", *(["-W", "--keep-going"] if strict else [])]
+    code = subprocess.run(command, cwd=root).returncode
+    marker.unlink()
+    return code
+
+
+def build_book(root: Path, jobs: int | None, opens: bool) -> int:
+    """Execute and build every page; return 0 if nothing failed and nothing warned."""
+    start = time.perf_counter()
+    pages = pages_in_toc(root)
+    failed = execute_stale(pages, jobs)
+    print("Book: building the HTML (warnings are errors) ...", flush=True)
+    with locked(root):
+        code = sphinx(root, strict=True)
+    index = root / "_build" / "html" / "index.html"
+    print(f"{len(pages)} pages in {time.perf_counter() - start:.0f} s.")
+    if failed or code:
+        names = ", ".join(page.name for page in failed) or "none; see the warnings above"
+        print(f"The book is NOT in order (failed pages: {names}).")
+        print("Next: mend the page or the code, then `make page PAGE=<page>.md` for one page or `make book` again.")
+        return 1
+    has_display = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if opens and has_display:
+        webbrowser.open(index.as_uri())
+    print(f"Next: open {index} in a browser, or `make serve` and visit http://localhost:8000.")
+    return 0
+
+
+def build_page(root: Path, name: str) -> int:
+    """Execute and build one page as fast as possible; print where it is and how long it took."""
+    page = Page(name.removesuffix(".md"), root)
+    if not page.path.is_file():
+        print(f"There is no {page.path}.  Next: create it (CONTRIBUTING.md has the template).")
+        return 1
+    if page not in pages_in_toc(root):
+        print(f"Next: add the line `- file: {page.name}` to its chapter in book/_toc.yml, then run this again.")
+        return 1
+    failed = execute_stale([page], 1)
+    with locked(root):
+        code = sphinx(root, strict=False)
+    stored = page.stored()
+    if stored is not None:
+        print(f"{page.name}: its cells took {stored['seconds']:.2f} s.")
+    if failed or code:
+        print("Next: mend what is shown above and run this again.")
+        return 1
+    print(f"Next: open {root / '_build' / 'html' / page.name}.html")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m minattn_book.build", description=__doc__.splitlines()[0])
+    parser.add_argument("--page", help="build this page only, e.g. chapters/attention/index.md")
+    parser.add_argument("--jobs", type=int, help="pages executed at once (default: 2, or 1 on one core)")
+    parser.add_argument("--no-open", action="store_true", help="don't open a browser")
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    root = chosen.root.resolve()
+    if chosen.page:
+        return build_page(root, chosen.page)
+    return build_book(root, chosen.jobs, not chosen.no_open)
+
+
+if __name__ == "__main__":
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print("\nStopped.  Finished pages are kept.  Next: the same command goes on from here.", flush=True)
+        os._exit(130)  # don't wait for pages still running: their kernels end with this process
+    sys.exit(status)
