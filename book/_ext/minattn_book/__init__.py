@@ -29,7 +29,7 @@ class StoredOutputs(NotebookClientBase):
         cells = code_cells(self.notebook)
         if stored is None or stored["code"] != code_hash(self.notebook):
             if cells:
-                self.logger.warning(f"no stored results for the code of this page: run `make page PAGE={name}.md`")
+                self.logger.warning(f"no stored results for this page's code: `make page PAGE={name}.md`")
             return
         self.notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
         for count, (cell, outputs) in enumerate(zip(cells, stored["outputs"], strict=True), 1):
@@ -61,13 +61,16 @@ def remember_outputs(app: Sphinx, name: str, source: list[str]) -> None:
     app.env.metadata[name]["minattn_outputs"] = file_hash(Page(name, Path(app.srcdir)).store)
 
 
-def outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
+def outdated(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
     """Pages whose stored outputs changed since Sphinx read them, and those made from the whole repository."""
     root = Path(app.srcdir)
     return [
         name
         for name in env.found_docs
-        if name == "book/atlas" or env.metadata[name].get("minattn_outputs") != file_hash(Page(name, root).store)
+        if name == "book/atlas"
+        or env.metadata[name].get("minattn_outputs") != file_hash(Page(name, root).store)
     ]
 
 

@@ -1,7 +1,8 @@
-"""API pages from docstrings: a line ``{api}`minattn.autograd``` in ``book/api/*.md`` becomes the package's reference.
+"""API pages from docstrings: a line ``{api}`minattn.autograd``` in ``book/api/*.md`` becomes its reference.
 
-Every public name of every module of the package gets an autodoc entry under the shortest path it can be imported
-from.  Entries are written out one by one, since autodoc's own search passes over functions that a factory made.
+Every public name of every module of the package gets an autodoc entry under the shortest path it can be
+imported from.  Entries are written out one by one, since autodoc's own search passes over functions that a
+factory made.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def modules_of(package: ModuleType) -> list[ModuleType]:
     if not hasattr(package, "__path__"):
         return [package]
     names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    return [importlib.import_module(f"{package.__name__}.{name}") for name in names if not name.startswith("_")]
+    return [
+        importlib.import_module(f"{package.__name__}.{name}") for name in names if not name.startswith("_")
+    ]
 
 
 def home(obj: Any) -> str | None:
@@ -37,7 +40,9 @@ def public_names(module: ModuleType) -> list[str]:
     names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
     objects = {name: getattr(module, name) for name in names}
     mine = {module.__name__}
-    return [name for name, obj in objects.items() if callable(obj) and home(obj) in mine and inspect.getdoc(obj)]
+    return [
+        name for name, obj in objects.items() if callable(obj) and home(obj) in mine and inspect.getdoc(obj)
+    ]
 
 
 def entry(package: ModuleType, module: ModuleType, name: str) -> str:
@@ -66,6 +71,7 @@ def reference(package_name: str) -> str:
 
 def plain_bars(lines: list[str]) -> list[str]:
     """Let the bars of |x| be bars: reStructuredText would look for a substitution between them."""
+
     def escape(match: re.Match[str]) -> str:
         return match.group(1) or "\\|"
 

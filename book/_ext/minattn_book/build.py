@@ -1,7 +1,7 @@
 """``python -m minattn_book.build``: execute the stale pages, then let Jupyter Book turn everything into HTML.
 
-Killing it at any moment is safe.  Pages are stored one by one (``pages.py``).  Sphinx is not so careful, so a marker
-stands while it runs: if the marker is still there at the next start, the HTML is made anew from the stored pages.
+Killing it at any moment is safe.  Pages are stored one by one (``pages.py``).  Sphinx is not so careful, so a
+marker stands while it runs: if it still stands at the next start, the HTML is made anew.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def build_book(root: Path, jobs: int | None, opens: bool) -> int:
     if failed or code:
         names = ", ".join(page.name for page in failed) or "none; see the warnings above"
         print(f"The book is NOT in order (failed pages: {names}).")
-        print("Next: mend the page or the code, then `make page PAGE=<page>.md` for one page or `make book` again.")
+        print("Next: mend it, then `make page PAGE=<page>.md` for one page or `make book` for all.")
         return 1
-    has_display = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    has_display = sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
     if opens and has_display:
         webbrowser.open(index.as_uri())
     print(f"Next: open {index} in a browser, or `make serve` and visit http://localhost:8000.")
@@ -79,7 +79,7 @@ def build_page(root: Path, name: str) -> int:
         print(f"There is no {page.path}.  Next: create it (CONTRIBUTING.md has the template).")
         return 1
     if page not in pages_in_toc(root):
-        print(f"Next: add the line `- file: {page.name}` to its chapter in book/_toc.yml, then run this again.")
+        print(f"Next: add the line `- file: {page.name}` to book/_toc.yml, then run this again.")
         return 1
     failed = execute_stale([page], 1)
     with locked(root):

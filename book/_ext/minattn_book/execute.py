@@ -30,13 +30,13 @@ def _watch():
     def hook(event, args):
         if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
             path, mode, flags = args
-            writes = any(c in mode for c in "wax") if isinstance(mode, str) else flags & (os.O_WRONLY | os.O_RDWR)
+            writes = set(mode) & set("wax") if isinstance(mode, str) else flags & (os.O_WRONLY | os.O_RDWR)
             (seen.written if writes else seen.opened).add(os.path.abspath(os.fsdecode(path)))
     sys.addaudithook(hook)
 _watch(); del _watch
 """
 
-# Runs after the last cell: prints the sources of all loaded modules with the files read, and the files written.
+# Runs after the last cell: prints which files the run read (loaded modules among them) and wrote.
 REPORT = """
 def _report():
     import json, sys
@@ -52,7 +52,8 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
 def kernel_environment(page: Page) -> dict[str, str]:
     """One thread a kernel, since several run at once, and this repository first on the path."""
     path = os.pathsep.join(filter(None, [str(page.root), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": path, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    threads = dict.fromkeys(THREADS, "1")
+    return {**os.environ, **threads, "PYTHONPATH": path, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 def execute(page: Page) -> dict[str, Any]:
@@ -96,8 +97,8 @@ def execute(page: Page) -> dict[str, Any]:
 def hash_files(read: list[str], written: list[str], root: Path, began: float) -> dict[str, str | None]:
     """Hashes of the files of this repository that a run used.
 
-    A file that somebody else changed after the run `began` may have been used in either state, so its entry can never
-    match: the page will be executed again.
+    A file that somebody else changed after the run `began` may have been used in either state, so its entry
+    can never match: the page will be executed again.
     """
     found: dict[str, str | None] = {}
     for path in read:

@@ -27,10 +27,25 @@ from .pages import Page, pages_in_toc
 logger = logging.getLogger(__name__)
 KEYS = {"papers", "needs", "minutes"}
 WORDS_A_MINUTE = 180
+FILE_LINE = re.compile(r'(<p class="minattn-file" data-module="([^"]*)" data-name="([^"]*)">)([^<]*)</p>')
 
 
 class chapter_map(nodes.General, nodes.Element):
     """Stands where the map of chapters will be, until every page has been read."""
+
+
+class Atlas(SphinxDirective):
+    """``{atlas}``: the register of papers as a table; `row-065` is the anchor of paper 65."""
+
+    def run(self) -> list[nodes.Node]:
+        from minattn.atlas import table
+
+        rows = re.sub(
+            r"<tr([^>]*)><td>(\d+)</td>",
+            lambda row: f'<tr{row[1]} id="row-{int(row[2]):03d}"><td>{row[2]}</td>',
+            str(table(self.env.srcdir)),
+        )
+        return [nodes.raw("", rows, format="html")]
 
 
 class ChapterMap(SphinxDirective):
@@ -44,7 +59,9 @@ def facts(page: Page) -> dict[str, Any]:
     """The ``minattn`` block of the front matter, with reading minutes filled in."""
     found = dict(page.meta.get("minattn") or {})
     if unknown := set(found) - KEYS:
-        raise ValueError(f"{page.name}: front matter `minattn` has {sorted(unknown)}, expected only {sorted(KEYS)}")
+        raise ValueError(
+            f"{page.name}: front matter `minattn` may hold {sorted(KEYS)}, got {sorted(unknown)}"
+        )
     prose = re.sub(r"^```.*?^```", "", page.text, flags=re.S | re.M)
     found.setdefault("minutes", max(1, round(len(prose.split()) / WORDS_A_MINUTE)))
     found["needs"] = [f"chapters/{name}" for name in found.get("needs", [])]
@@ -89,7 +106,10 @@ def map_of_chapters(pages: list[Page], link: Callable[[str, str | None], str]) -
         known = {page: facts(page) for page in members}
         below = dict.fromkeys(chapter_of(need) for page in members for need in known[page]["needs"])
         roots = [link(indexes[other], None) for other in below if other != chapter and other in indexes]
-        rows = [f'<li>{link(page.name, None)} <span>{known[page]["minutes"]} min</span></li>' for page in members[1:]]
+        rows = [
+            f"<li>{link(page.name, None)} <span>{known[page]['minutes']} min</span></li>"
+            for page in members[1:]
+        ]
         boxes.append(
             f'<section class="minattn-chapter"><p class="minattn-number">{number}</p>'
             f"<h3>{link(indexes[chapter], None)}</h3>"
@@ -123,7 +143,28 @@ def fill_in(app: Sphinx, doctree: nodes.document, name: str) -> None:
         if following is not None and not following.startswith("chapters/"):
             following = None
         at = title.parent.index(title) + 1
-        title.parent.insert(at, nodes.raw("", card(Page(name, Path(app.srcdir)), link, following), format="html"))
+        title.parent.insert(
+            at, nodes.raw("", card(Page(name, Path(app.srcdir)), link, following), format="html")
+        )
+
+
+def link_sources(app: Sphinx, doctree: nodes.document, name: str) -> None:
+    """Make the file name above a shown source a link to that place in the book's source pages."""
+    if app.builder.format != "html":
+        return
+    modules = getattr(app.env, "_viewcode_modules", {})
+
+    def linked(match: re.Match[str]) -> str:
+        start, module, obj, text = match.groups()
+        entry = modules.get(module) or None
+        if not entry or obj not in entry[2]:
+            return match[0]
+        address = app.builder.get_relative_uri(name, f"_modules/{module.replace('.', '/')}")
+        return f'{start}<a href="{address}#{obj}">{text}</a></p>'
+
+    for node in doctree.findall(nodes.raw):
+        if "minattn-file" in node.astext():
+            node.children[:] = [nodes.Text(FILE_LINE.sub(linked, node.astext()))]
 
 
 def rewrite_map(app: Sphinx, env: BuildEnvironment) -> list[str]:
@@ -134,5 +175,7 @@ def rewrite_map(app: Sphinx, env: BuildEnvironment) -> list[str]:
 def setup(app: Sphinx) -> None:
     app.add_node(chapter_map)
     app.add_directive("chapter-map", ChapterMap)
+    app.add_directive("atlas", Atlas)
     app.connect("doctree-resolved", fill_in)
+    app.connect("doctree-resolved", link_sources)
     app.connect("env-updated", rewrite_map)

@@ -5,9 +5,10 @@ A page is a MyST Markdown file.  If its front matter says that it is a notebook,
 
     _build/pages/<name>.json = {code, versions, files: {path: sha256 or null}, seconds, error, outputs}
 
-The stored outputs hold as long as the code of the page, the versions of the numerical packages, and every file of
-this repository that the run imported or opened are what they were.  One file a page, written under a temporary name
-and then renamed: a build that is killed leaves either the old results or the new ones, never half of either.
+The stored outputs hold as long as the code of the page, the versions of the numerical packages, and every
+file of this repository that the run imported or opened are what they were.  One file a page, written under a
+temporary name and then renamed: a build that is killed leaves either the old results or the new ones, never
+half of either.
 """
 
 from __future__ import annotations
