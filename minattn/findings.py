@@ -208,7 +208,8 @@ def judge(findings: Sequence[Finding]) -> str:
     first = findings[0]
     for other in findings[1:]:
         if (other.paper, other.claim, other.bars) != (first.paper, first.claim, first.bars):
-            raise ValueError(f"paper {first.paper}: seeds {first.seed} and {other.seed} differ in claim or bars")
+            raise ValueError(f"paper {first.paper}: seeds {first.seed} and {other.seed} "
+                             "state different claims")
     if all(bar.cleared([f.numbers for f in findings]) for bar in first.bars):
         return HOLDS
     return FOUND_INSTEAD if any(f.found.strip() for f in findings) else FAILS

@@ -76,6 +76,7 @@ def chapters() -> dict[str, str]:
 def papers() -> tuple[Paper, ...]:
     """The register, in order of number."""
     def entry(data: dict[str, Any]) -> Paper:
-        return Paper(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return Paper(**fields)
 
     return tuple(map(entry, _register()["papers"]))

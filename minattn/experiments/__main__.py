@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         print(f"\n{failed} failed. Next: make each hold, or state in its finding what was found instead.")
     else:
-        print("\nNext: commit minattn/experiments/results; python -m minattn.atlas shows what is still missing.")
+        print("\nNext: commit minattn/experiments/results; python -m minattn.atlas shows what is missing.")
     return int(failed > 0)
 
 
