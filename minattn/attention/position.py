@@ -1,0 +1,194 @@
+"""Positions: attention alone does not know the order of its keys; these say where each one stands.
+
+Added to the embeddings: `Sinusoidal`, `Learned`. Inside attention: `RoPE` turns queries and keys by an angle that
+grows with position, so that their product depends on the distance alone; `ALiBi` lowers a score in proportion to the
+distance. The latter two are a `PositionEncoding`, which `MultiHeadAttention` takes as ``position=``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minattn.autograd import namespace, primitive
+from minattn.autograd.engine import Array, Operand, raw
+from minattn.nn.module import Module, Parameter
+
+PAIRINGS = ("interleaved", "half")
+
+
+class PositionEncoding:
+    """What attention itself can do with positions; this one does nothing.
+
+    A subclass overrides `rotate`, or sets `score_mod`, or both.
+    """
+
+    score_mod: Any = None
+    """``score_mod(score, b, h, i, j)`` of positions i and j, or None."""
+
+    def rotate(self, x: Operand, positions: Array) -> Operand:
+        """Queries or keys x (B, H, N, D) that stand at `positions`, (N,) or broadcasting to (B, H, N)."""
+        return x
+
+
+# ---- added to the embeddings
+
+
+def sinusoidal(positions: Array, D: int, base: float = 10000.0, dtype: Any = np.float32) -> Array:
+    """Entry 2m of position p is sin(p · base^(−2m/D)), entry 2m + 1 the cosine of the same angle; shape (…, D).
+
+    Vaswani et al. 2017, section 3.5.
+    """
+    _even("D", D)
+    positions = np.asarray(positions)
+    angles = positions[..., None] * _frequencies(D, base)
+    out = np.empty((*positions.shape, D))
+    out[..., 0::2], out[..., 1::2] = np.sin(angles), np.cos(angles)
+    return out.astype(dtype)
+
+
+class Sinusoidal(Module):
+    """x + `sinusoidal` for x (B, N, D) whose first entry stands at position `offset`."""
+
+    def __init__(self, D: int, base: float = 10000.0) -> None:
+        self.D, self.base = _even("D", D), base
+
+    def forward(self, x: Operand, offset: int = 0) -> Operand:
+        table = sinusoidal(np.arange(offset, offset + x.shape[1]), self.D, self.base, raw(x).dtype)
+        return x + namespace(x).asarray(table)
+
+
+class Learned(Module):
+    """x + one trained vector for each position, for x (B, N, D) whose first entry stands at position `offset`.
+
+    Parameters
+    ----------
+    length : int
+        Number of positions; a later one raises a ValueError.
+    D : int
+        Features.
+    rng : numpy.random.Generator
+        Source of the initial values, normal with standard deviation 0.02.
+    """
+
+    def __init__(self, length: int, D: int, *, rng: np.random.Generator) -> None:
+        self.weight = Parameter(0.02 * rng.standard_normal((length, D), dtype=np.float32))
+
+    def forward(self, x: Operand, offset: int = 0) -> Operand:
+        end = offset + x.shape[1]
+        if end > len(self.weight):
+            raise ValueError(f"x: reaches position {end - 1}, but only {len(self.weight)} positions were learned")
+        return x + self.weight[offset:end]
+
+
+# ---- inside attention
+
+
+def naive_rope(x: Array, positions: Array, base: float = 10000.0, pairing: str = "interleaved") -> Array:
+    """Each pair of features as a complex number, times e^(i p θ), one pair at a time."""
+    D = x.shape[-1]
+    out = np.array(x, dtype=np.float64)
+    for n, p in enumerate(positions):
+        for m in range(D // 2):
+            first, second = (2 * m, 2 * m + 1) if pairing == "interleaved" else (m, m + D // 2)
+            turn = complex(math.cos(p * base ** (-2 * m / D)), math.sin(p * base ** (-2 * m / D)))
+            turned = (out[..., n, first] + 1j * out[..., n, second]) * turn
+            out[..., n, first], out[..., n, second] = turned.real, turned.imag
+    return out
+
+
+def _rotated(x: Array, /, cos: Array, sin: Array, interleaved: bool) -> Array:
+    """The first features of x, as pairs, turned by the angles with this cosine and sine; the others as they are."""
+    out = namespace(x).array(x)
+    half = cos.shape[-1]
+    first, second = ((slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved
+                     else (slice(0, half), slice(half, 2 * half)))
+    a, b = x[..., first], x[..., second]
+    out[..., first] = a * cos - b * sin
+    out[..., second] = a * sin + b * cos
+    return out
+
+def _d_rotated(g, out, x, cos, sin, interleaved):
+    return rotated(g, cos=cos, sin=-sin, interleaved=interleaved)  # the transpose of a rotation turns back
+
+
+rotated = primitive(_rotated, _d_rotated)
+
+
+class RoPE(PositionEncoding):
+    """Rotary position encoding: pair m of the features of position p is turned by the angle p · base^(−2m/dim).
+
+    The product of a query at i and a key at j then depends on i − j alone.
+
+    Parameters
+    ----------
+    dim : int
+        Number of features that are turned, even; the others, if a head has more, carry no position.
+    base : float
+        Sets the slowest angle.
+    pairing : {"interleaved", "half"}
+        Which features form a pair: 2m with 2m + 1, as in the paper, or m with m + dim/2, as in GPT-NeoX and Llama.
+        Weights trained with one do not fit the other.
+
+    References
+    ----------
+    Su et al., RoFormer, arXiv 2104.09864.
+    """
+
+    def __init__(self, dim: int, base: float = 10000.0, pairing: str = "interleaved") -> None:
+        if pairing not in PAIRINGS:
+            raise ValueError(f"pairing: expected one of {PAIRINGS}, got {pairing!r}")
+        self.dim, self.base, self.interleaved = _even("dim", dim), base, pairing == "interleaved"
+
+    def rotate(self, x: Operand, positions: Array) -> Operand:
+        """x (B, H, N, D) with its first `dim` features turned; `positions` (N,) or broadcasting to (B, H, N)."""
+        if x.shape[-1] < self.dim:
+            raise ValueError(f"x: expected at least dim={self.dim} features, got shape {x.shape}")
+        xp = namespace(x)
+        angles = xp.asarray(positions)[..., None] * xp.asarray(_frequencies(self.dim, self.base))
+        cos, sin = xp.cos(angles).astype(x.dtype), xp.sin(angles).astype(x.dtype)
+        return rotated(x, cos=cos, sin=sin, interleaved=self.interleaved)
+
+
+def alibi_slopes(H: int) -> np.ndarray:
+    """Slopes of H heads: 2^(−8/H), its square, its cube, … if H is a power of two.
+
+    Otherwise those of the next lower power of two P, and then every other slope of 2P, as in the authors' code.
+    """
+    if H < 1:
+        raise ValueError(f"H: expected at least one head, got {H}")
+    P = 2 ** int(math.log2(H))
+    slopes = 2.0 ** (-8 / P * np.arange(1, P + 1))
+    between = 2.0 ** (-4 / P * np.arange(1, 2 * P + 1, 2))
+    return np.concatenate([slopes, between[: H - P]])
+
+
+class ALiBi(PositionEncoding):
+    """Attention with linear biases: a score loses slope_h · |i − j|.
+
+    References
+    ----------
+    Press, Smith, Lewis, arXiv 2108.12409.
+    """
+
+    def __init__(self, n_heads: int) -> None:
+        self.slopes = slopes = alibi_slopes(n_heads)
+        self.score_mod = lambda score, b, h, i, j: score - like(slopes[h] * abs(i - j), score)
+
+
+def like(x: Any, score: Any) -> Any:
+    """The constant x in the precision of `score`, so that a score function works in any; a number stays as it is."""
+    return namespace(score).asarray(x, dtype=score.dtype) if hasattr(score, "dtype") else x
+
+
+def _frequencies(D: int, base: float) -> np.ndarray:
+    """θ_m = base^(−2m/D) for m = 0 … D/2 − 1."""
+    return base ** (-np.arange(0, D, 2) / D)
+
+
+def _even(name: str, n: int) -> int:
+    if n < 2 or n % 2:
+        raise ValueError(f"{name}: expected an even number of features, got {n}")
+    return n
