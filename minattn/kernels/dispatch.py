@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
+import threading
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +20,12 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 def have_numba() -> bool:
     """Whether Numba can be imported; says so once if not."""
     try:
-        import numba  # noqa: F401
+        import numba
     except ImportError:
         warnings.warn("Numba is not installed: minattn's kernels run in NumPy, more slowly", stacklevel=3)
         return False
+    if "NUMBA_THREADING_LAYER" not in os.environ:  # OpenMP's threads spin between kernels and starve those of BLAS
+        numba.config.THREADING_LAYER = "workqueue"
     return True
 
 
@@ -27,3 +33,12 @@ def compiled(*arrays: Array) -> bool:
     """Whether the Numba form serves these arrays: NumPy's, all float32 or all float64."""
     dtype = arrays[0].dtype
     return dtype in _FLOATS and all(type(a) is np.ndarray and a.dtype == dtype for a in arrays) and have_numba()
+
+
+_one_at_a_time = threading.Lock()
+
+
+def launch(kernel: Callable, *args: Any) -> None:
+    """Run a compiled kernel; only one at a time, since Numba's work queue must not be entered from two threads."""
+    with _one_at_a_time:
+        kernel(*args)

@@ -10,7 +10,7 @@ import numpy as np
 from minattn.autograd import elementwise, primitive
 from minattn.autograd.engine import Array, Operand
 
-from .dispatch import compiled
+from .dispatch import compiled, launch
 
 
 def _fused_gelu(x: Array, /) -> tuple[Array, Array | None]:
@@ -21,7 +21,7 @@ def _fused_gelu(x: Array, /) -> tuple[Array, Array | None]:
 
     x = np.ascontiguousarray(x)
     out, slope = np.empty_like(x), np.empty_like(x)
-    (gelu32 if x.dtype == np.float32 else gelu64)(x.reshape(-1), out.reshape(-1), slope.reshape(-1))
+    launch(gelu32 if x.dtype == np.float32 else gelu64, x.reshape(-1), out.reshape(-1), slope.reshape(-1))
     return out, slope
 
 

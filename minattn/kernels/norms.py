@@ -10,7 +10,7 @@ import numpy as np
 from minattn.autograd import mean, namespace, primitive, sum
 from minattn.autograd.engine import Array, Operand
 
-from .dispatch import compiled
+from .dispatch import compiled, launch
 
 
 def _centre(x: Operand, eps: float) -> tuple[Operand, Operand]:
@@ -31,7 +31,7 @@ def _layer_norm(x: Array, weight: Array, bias: Array, /, eps: float) -> tuple[Ar
 
     rows = _matrix(x)
     out, m, r = np.empty_like(rows), np.empty(len(rows), x.dtype), np.empty(len(rows), x.dtype)
-    norms.layer_norm(rows, weight, bias, x.dtype.type(eps), out, m, r)
+    launch(norms.layer_norm, rows, weight, bias, x.dtype.type(eps), out, m, r)
     return out.reshape(x.shape), (m, r)
 
 
@@ -41,7 +41,7 @@ def _d_layer_norm(g, out, x, weight, bias, eps, saved):
 
         dw, db = norms.stripes(x.dtype, x.shape[-1]), norms.stripes(x.dtype, x.shape[-1])
         dx = np.empty(x.shape, x.dtype)
-        norms.layer_norm_backward(_matrix(g), _matrix(x), weight, *saved, dx.reshape(-1, x.shape[-1]), dw, db)
+        launch(norms.layer_norm_backward, _matrix(g), _matrix(x), weight, *saved, dx.reshape(-1, x.shape[-1]), dw, db)
         return dx, dw.sum(0), db.sum(0)
     xhat, rstd = _centre(x, eps)
     lead = tuple(range(g.ndim - 1))
@@ -79,7 +79,7 @@ def _rms_norm(x: Array, weight: Array, /, eps: float) -> tuple[Array, Array | No
 
     rows = _matrix(x)
     out, r = np.empty_like(rows), np.empty(len(rows), x.dtype)
-    norms.rms_norm(rows, weight, x.dtype.type(eps), out, r)
+    launch(norms.rms_norm, rows, weight, x.dtype.type(eps), out, r)
     return out.reshape(x.shape), r
 
 
@@ -88,7 +88,7 @@ def _d_rms_norm(g, out, x, weight, eps, saved):
         from .cpu import norms
 
         dw, dx = norms.stripes(x.dtype, x.shape[-1]), np.empty(x.shape, x.dtype)
-        norms.rms_norm_backward(_matrix(g), _matrix(x), weight, saved, dx.reshape(-1, x.shape[-1]), dw)
+        launch(norms.rms_norm_backward, _matrix(g), _matrix(x), weight, saved, dx.reshape(-1, x.shape[-1]), dw)
         return dx, dw.sum(0)
     rms = (mean(x * x, -1, keepdim=True) + eps) ** -0.5
     xhat = x * rms
