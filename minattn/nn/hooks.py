@@ -1,7 +1,7 @@
 """Looking into a running model: read, replace or scale what one part hands to the next.
 
-A hook is a function that is called with the output of a module. `HookPoint` gives a name to a value that is not
-the output of any other module, such as the attention weights inside a head.
+A hook is a function that is called with the output of a module. `HookPoint` gives a name to a value that is
+not the output of any other module, such as the attention weights inside a head.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HookHandle:
 
 @contextmanager
 def attached(model: Any, hooks: Mapping[str, Callable[[Any], Any]]) -> Iterator[Any]:
-    """Context in which ``hooks[name](output)`` is called on the output of each named sub-module of `model`."""
+    """Context in which ``hooks[name](output)`` is called on the output of each named part of `model`."""
     handles: list[HookHandle] = []
     try:
         for name, see in hooks.items():
@@ -68,13 +68,16 @@ def recorded(model: Any, names: str | tuple[str, ...] | None, cache: dict[str, A
 
 def _chosen(model: Any, names: str | tuple[str, ...] | None) -> list[str]:
     """Names of the hook points, or of the modules that match a pattern."""
+    from .module import HookPoint
+
     if names is None:
-        return [name for name, module in model.named_modules() if getattr(module, "is_hook_point", False)]
+        return [name for name, module in model.named_modules() if isinstance(module, HookPoint)]
     patterns = (names,) if isinstance(names, str) else tuple(names)
     every = [name for name, _ in model.named_modules()]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
-            raise ValueError(f"names: nothing matches {pattern!r}; the modules are {', '.join(filter(None, every))}")
+            known = ", ".join(filter(None, every))
+            raise ValueError(f"names: nothing matches {pattern!r}; the modules are {known}")
     return [name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 

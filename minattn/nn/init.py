@@ -1,7 +1,7 @@
 """Initial weights: each function returns a new array of the given shape, drawn from `rng`.
 
-A weight has PyTorch's layout, (out, in) or (out, in, kernel…): its fan-in is the number of inputs that are summed
-for one output, its fan-out the number of outputs that one input reaches.
+A weight has PyTorch's layout, (out, in) or (out, in, kernel…): its fan-in is the number of inputs that are
+summed for one output, its fan-out the number of outputs that one input reaches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Shape = tuple[int, ...]
 def check_rng(rng: Any) -> np.random.Generator:
     """`rng` itself, if it is a generator: never a seed, never NumPy's global state."""
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng: expected a numpy.random.Generator such as numpy.random.default_rng(0), got {rng!r}")
+        raise TypeError("rng: expected a numpy.random.Generator such as numpy.random.default_rng(0), "
+                        f"got {rng!r}")
     return rng
 
 
@@ -39,6 +40,7 @@ def fans(shape: Shape) -> tuple[int, int]:
     return shape[1] * window, shape[0] * window
 
 
-def uniform(shape: Shape, bound: float = 1.0, *, rng: np.random.Generator, dtype: Any = np.float32) -> np.ndarray:
+def uniform(shape: Shape, bound: float = 1.0, *, rng: np.random.Generator, dtype: Any = np.float32
+            ) -> np.ndarray:
     """Uniform on [−bound, bound)."""
     return check_rng(rng).uniform(-bound, bound, shape).astype(dtype)

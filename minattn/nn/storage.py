@@ -27,8 +27,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-                ) -> None:
+def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray],
+                metadata: Mapping[str, str] | None = None) -> None:
     """Write named arrays (and named strings) as a safetensors file, atomically."""
     from safetensors.numpy import save_file
 
