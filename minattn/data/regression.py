@@ -45,7 +45,8 @@ def linear_regression(
     noise : float
         Standard deviation of the error in y.
     weight_scale : float
-        Standard deviation of each weight: 1 as in Garg et al. (2022); d^-1/2 makes Var(w·x) = 1 for Sigma = I.
+        Standard deviation of each weight: 1 as in Garg et al. (2022); d^-1/2 makes Var(w·x) = 1 for Sigma =
+        I.
     covariance : array (d, d), optional
         Sigma, positive definite; the identity if not given.
     dtype
@@ -73,6 +74,6 @@ def _root(covariance: ArrayLike, dim: int) -> NDArray[np.float64]:
     if sigma.shape != (dim, dim) or not np.allclose(sigma, sigma.T):
         raise ValueError(f"covariance must be a symmetric ({dim}, {dim}) matrix, got shape {sigma.shape}")
     try:
-        return np.linalg.cholesky(sigma)
+        return np.linalg.cholesky(sigma).astype(np.float64)
     except np.linalg.LinAlgError:
         raise ValueError("covariance must be positive definite") from None

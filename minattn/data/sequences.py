@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._check import at_least, generator
 
-__all__ = ["copy", "reverse", "sort", "decoder_only"]
+__all__ = ["copy", "decoder_only", "reverse", "sort"]
 
 Tokens = NDArray[np.int64]
 
@@ -68,7 +68,7 @@ def sort(rng: np.random.Generator, batch: int, length: int, vocab: int) -> tuple
 def decoder_only(
     source: ArrayLike, target: ArrayLike, separator: int
 ) -> tuple[Tokens, Tokens, NDArray[np.bool_]]:
-    """One stream 'source, separator, target' for a causal model, with the next token to predict at each place.
+    """One stream 'source, separator, target' for a causal model, with the next token at each place.
 
     For source `3 1 4`, target `4 1 3` and separator 9::
 
@@ -92,7 +92,9 @@ def decoder_only(
     """
     source, target = np.asarray(source, dtype=np.int64), np.asarray(target, dtype=np.int64)
     if source.ndim != 2 or target.ndim != 2 or len(source) != len(target):
-        raise ValueError(f"source and target must be (batch, n) and (batch, m), got {source.shape} and {target.shape}")
+        raise ValueError(
+            f"source and target must be (batch, n) and (batch, m), got {source.shape} and {target.shape}"
+        )
     if not target.shape[1] or (source == separator).any() or (target == separator).any():
         raise ValueError(f"target must not be empty, nor separator {separator} occur in source or target")
     middle = np.full((len(source), 1), separator)
@@ -113,5 +115,7 @@ def _mapped(symbols: Tokens, vocab: int, mapping: ArrayLike | None) -> Tokens:
         return symbols.copy()
     table = np.asarray(mapping)
     if table.shape != (vocab,) or table.dtype.kind not in "iu":
-        raise ValueError(f"mapping must be {vocab} integers, one a symbol, got shape {table.shape}, {table.dtype}")
+        raise ValueError(
+            f"mapping must be {vocab} integers, one a symbol, got shape {table.shape}, {table.dtype}"
+        )
     return table.astype(np.int64)[symbols]

@@ -13,11 +13,13 @@ Tokens = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-def flip_flop(rng: np.random.Generator, batch: int, length: int, ignore: float = 0.8) -> tuple[Tokens, Tokens, Mask]:
+def flip_flop(
+    rng: np.random.Generator, batch: int, length: int, ignore: float = 0.8
+) -> tuple[Tokens, Tokens, Mask]:
     """Instruction, bit, instruction, bit, ...: after 'read' the bit is the last one that was written.
 
-    Tokens: the bits 0 and 1, write 2, ignore 3, read 4.  The first instruction is write and the last is read; between
-    them ignore has probability `ignore` and the other two share the rest.  Written w, i, r::
+    Tokens: the bits 0 and 1, write 2, ignore 3, read 4. The first instruction is write and the last is read;
+    between them ignore has probability `ignore` and the other two share the rest. Written w, i, r::
 
         tokens   w 1 i 0 r 1 i 0 r 1
         targets  1 . 0 . 1 . 0 . 1 .      (dots: the next instruction, known only in distribution)
@@ -66,8 +68,8 @@ def counting(
 ) -> tuple[Tokens, Tokens, Mask]:
     """Commands to counters: reset, add one, print; print asks how many were added since the last reset.
 
-    Token 0 does nothing; counter v (from 0) has reset 1+3v, add 2+3v, print 3+3v.  Counters start at 0 and stay at
-    `limit` once there.  With one counter, written - 0 + ?::
+    Token 0 does nothing; counter v (from 0) has reset 1+3v, add 2+3v, print 3+3v. Counters start at 0 and
+    stay at `limit` once there. With one counter, written - 0 + ?::
 
         tokens   + - + ? 0 - + - ?
         targets  . . . 2 . . . . 1

@@ -11,7 +11,8 @@ __all__ = ["CharVocabulary", "batches", "split"]
 class CharVocabulary:
     """The characters of a text, numbered in order of their code points.
 
-    `encode` and `decode` are inverse to each other: `decode(encode(s)) == s` for every string of known characters.
+    `encode` and `decode` are inverse to each other: `decode(encode(s)) == s` for every string of known
+    characters.
 
     Parameters
     ----------
@@ -42,14 +43,18 @@ class CharVocabulary:
         ids = np.searchsorted(self._points, points).clip(max=len(self) - 1)
         unknown = np.flatnonzero(self._points[ids] != points)
         if unknown.size:
-            raise ValueError(f"text has a character outside the vocabulary at {unknown[0]}: {text[unknown[0]]!r}")
+            raise ValueError(
+                f"text has a character outside the vocabulary at {unknown[0]}: {text[unknown[0]]!r}"
+            )
         return ids.astype(np.int64)
 
     def decode(self, ids: NDArray[np.integer] | list[int]) -> str:
         """The string of a one-dimensional array of numbers."""
         ids = np.asarray(ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise ValueError(f"ids must be a one-dimensional array of integers, got shape {ids.shape}, {ids.dtype}")
+            raise ValueError(
+                f"ids must be a one-dimensional array of integers, got shape {ids.shape}, {ids.dtype}"
+            )
         if ids.size and not (0 <= ids.min() and ids.max() < len(self)):
             raise ValueError(f"ids must lie in 0..{len(self) - 1}, got {ids.min()}..{ids.max()}")
         return self._points[ids.astype(np.int64)].astype("<u4").tobytes().decode("utf-32-le")
@@ -97,7 +102,9 @@ def batches(
     if ids.ndim != 1:
         raise ValueError(f"ids must have one dimension, got shape {ids.shape}")
     if batch < 1 or not 1 <= length < len(ids):
-        raise ValueError(f"batch must be at least 1 and length in 1..{len(ids) - 1}, got {batch} and {length}")
+        raise ValueError(
+            f"batch must be at least 1 and length in 1..{len(ids) - 1}, got {batch} and {length}"
+        )
     start = rng.integers(len(ids) - length, size=(batch, 1))
     window = ids[start + np.arange(length + 1)]
     return window[:, :-1], window[:, 1:]

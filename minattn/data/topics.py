@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 
 class Documents(NamedTuple):
-    """Words w (batch, length), the topic z (batch, length) of each, the documents' topic shares theta (batch, T)."""
+    """Words (batch, length), the topic of each (batch, length), and topic shares theta (batch, T)."""
 
     words: NDArray[np.int64]
     topics: NDArray[np.int64]
@@ -81,14 +81,14 @@ def lda(
     else:
         a = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (count,))
         if not (a > 0).all():
-            raise ValueError(f"alpha must be positive, got {alpha}")
+            raise ValueError(f"alpha must be positive, got {alpha!r}")
         shares = rng.dirichlet(a, size=batch)
     topics = _pick(rng, shares, np.repeat(np.arange(batch)[:, None], length, axis=1))
     return Documents(_pick(rng, phi, topics), topics, shares)
 
 
 def random_transitions(rng: np.random.Generator, vocab: int, concentration: float = 0.1) -> Array:
-    """A (vocab, vocab) transition matrix with rows from Dirichlet(concentration): small means nearly deterministic."""
+    """A (vocab, vocab) matrix with rows from Dirichlet(concentration); small: nearly deterministic."""
     generator(rng)
     at_least(1, vocab=vocab)
     if not concentration > 0:
@@ -131,12 +131,14 @@ def markov(rng: np.random.Generator, batch: int, length: int, transitions: Array
 def _distributions(name: str, rows: ArrayLike) -> Array:
     p = np.asarray(rows, dtype=np.float64)
     if p.ndim != 2 or not p.size or not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1):
-        raise ValueError(f"{name} must be a matrix whose rows are probabilities that sum to 1, got shape {p.shape}")
+        raise ValueError(
+            f"{name} must be a matrix whose rows are probabilities that sum to 1, got shape {p.shape}"
+        )
     return p
 
 
 def _edges(p: Array) -> Array:
-    """Row r's cumulative probabilities plus r, all in one ascending list, so that one search serves every row.
+    """Row r's cumulative probabilities plus r, in one ascending list, so that one search serves all rows.
 
     A draw u in [0, 1) from row r is the place of r + u; the last edge of a row is exactly r + 1.
     """

@@ -1,4 +1,4 @@
-"""Pairs of short English and German or French sentences: the messages of two programs and their translations."""
+"""Pairs of short English and German or French sentences: messages of two programs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ _DJANGO = ("Django", "5.2.8", "37e687f7bd73ddf043e2b6b97cfe02fcbb11f2dbb3adccc6a
 _SPHINX = ("sphinx", "7.4.7", "c2419e2135d11f1951cd994d6eb18a1835bd8fdd8429f9ca375dc1f3281bd239")
 _APPS = "admin admindocs auth contenttypes flatpages gis humanize postgres redirects sessions sites".split()
 
-# What marks a message as a template or markup and not as a sentence: %s, %(name)d, {name}, <b>, a line break, \x04 ...
+# What marks a message as a template or markup and not as a sentence: %s, %(name)d, {name}, <b>, a line break,
+# \x04 ...
 _TEMPLATE = re.compile(r"%[(\w%]|[{}<>\n\r\t`|\\]|&\w+;|https?:")
 
 
 def translation_pairs(language: str) -> list[tuple[str, str]]:
     """English messages of Django 5.2.8 and Sphinx 7.4.7 with their German or French translations.
 
-    Both are published by their authors as gettext catalogues, under BSD licences.  Left out are messages with
-    placeholders or markup, untranslated ones, those without a letter, and repetitions of an English message (the first
-    counts); shortcut marks and surplus spaces are removed.  The order is that of the English, alphabetically, so a
-    split must shuffle first.
+    Both are published by their authors as gettext catalogues, under BSD licences. Left out are messages with
+    placeholders or markup, untranslated ones, those without a letter, and repetitions of an English message
+    (the first counts); shortcut marks and surplus spaces are removed. The order is that of the English,
+    alphabetically, so a split must shuffle first.
 
     Parameters
     ----------
@@ -60,9 +61,9 @@ def translation_pairs(language: str) -> list[tuple[str, str]]:
 def read_mo(path: Path) -> list[tuple[str, str]]:
     """The (message, translation) pairs of a compiled gettext catalogue, header and plural forms left out.
 
-    The format: seven 32-bit numbers (a magic one that tells the byte order, revision, n, and where the two tables
-    begin), then twice n entries (length, offset), for messages and for translations.  In a message with a context the
-    two are separated by \\x04, and plural forms by \\0.
+    The format: seven 32-bit numbers (a magic one that tells the byte order, revision, n, and where the two
+    tables begin), then twice n entries (length, offset), for messages and for translations. In a message with
+    a context the two are separated by \\x04, and plural forms by \\0.
     """
     data = Path(path).read_bytes()
     order = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}.get(data[:4])

@@ -1,7 +1,7 @@
 """Sentences with known trees: probabilistic context-free grammars in Chomsky normal form.
 
-Every node of a tree is either a word under its symbol or a symbol over two subtrees, so a sentence of n words has
-n-1 inner nodes.  A tree is a nested tuple: `("NP", ("D", "the"), ("N", "cat"))`.
+Every node of a tree is either a word under its symbol or a symbol over two subtrees, so a sentence of n words
+has n-1 inner nodes. A tree is a nested tuple: `("NP", ("D", "the"), ("N", "cat"))`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tree = tuple  # (symbol, word) or (symbol, left, right)
 
 
 class Grammar(NamedTuple):
-    """Rules with probabilities: binary[a, b, c] = P(a -> b c), lexical[a, w] = P(a -> w).  Symbol 0 is the start.
+    """Rules: binary[a, b, c] = P(a -> b c), lexical[a, w] = P(a -> w); symbol 0 is the start.
 
     For every symbol a the two rows together sum to 1.
     """
@@ -33,8 +33,9 @@ class Grammar(NamedTuple):
     def parse(text: str) -> Grammar:
         """A grammar from lines `symbol -> right | right ...`, each right side two symbols or one word.
 
-        A number after a right side is its weight (1 if there is none); weights of a symbol are scaled to sum to 1.
-        What has a line of its own is a symbol, everything else a word; the first line's symbol is the start::
+        A number after a right side is its weight (1 if there is none); weights of a symbol are scaled to sum
+        to 1. What has a line of its own is a symbol, everything else a word; the first line's symbol is the
+        start::
 
             S  -> NP VP
             NP -> D N 3 | she
@@ -53,7 +54,9 @@ class Grammar(NamedTuple):
             elif len(right) == 2 and all(r in number for r in right):
                 binary[number[left], number[right[0]], number[right[1]]] += weight
             else:
-                raise ValueError(f"text: '{left} -> {' '.join(right)}' must have two symbols or one word on the right")
+                raise ValueError(
+                    f"text: '{left} -> {' '.join(right)}' must have two symbols or one word on the right"
+                )
         total = binary.sum(axis=(1, 2)) + lexical.sum(axis=1)
         return Grammar(symbols, vocabulary, binary / total[:, None, None], lexical / total[:, None])
 
@@ -90,14 +93,16 @@ def random_grammar(
 ) -> Grammar:
     """A grammar with random rules: symbols A, B, ... over words w0, w1, ...
 
-    Each symbol becomes a word with probability `lexical` (above 1/2 sentences are finite with probability 1), else a
-    pair of symbols; words and pairs are drawn from Dirichlet(concentration), small values making few likely ones.
-    The start symbol always becomes a pair.
+    Each symbol becomes a word with probability `lexical` (above 1/2 sentences are finite with probability 1),
+    else a pair of symbols; words and pairs are drawn from Dirichlet(concentration), small values making few
+    likely ones. The start symbol always becomes a pair.
     """
     generator(rng)
     at_least(1, symbols=symbols, words=words)
     if not 0 < lexical < 1 or not concentration > 0:
-        raise ValueError(f"lexical must lie in (0, 1) and concentration be positive, got {lexical}, {concentration}")
+        raise ValueError(
+            f"lexical must lie in (0, 1) and concentration be positive, got {lexical}, {concentration}"
+        )
     share = np.full(symbols, lexical)
     share[0] = 0
     binary = rng.dirichlet(np.full(symbols**2, concentration), size=symbols) * (1 - share)[:, None]
@@ -115,7 +120,11 @@ class Sentences(NamedTuple):
 
 
 def sentences(
-    rng: np.random.Generator, batch: int, grammar: Grammar = ENGLISH, max_length: int = 12, min_length: int = 1
+    rng: np.random.Generator,
+    batch: int,
+    grammar: Grammar = ENGLISH,
+    max_length: int = 12,
+    min_length: int = 1,
 ) -> Sentences:
     """Sentences of a grammar with their trees, given that the length lies in min_length..max_length.
 
@@ -124,7 +133,8 @@ def sentences(
         words   the cat sleeps
         tree    (S (NP (D the) (N cat)) (VP sleeps))
 
-    Derivations outside the range are thrown away and drawn again, so the trees keep the grammar's proportions.
+    Derivations outside the range are thrown away and drawn again, so the trees keep the grammar's
+    proportions.
 
     Parameters
     ----------
@@ -150,7 +160,8 @@ def sentences(
     at_least(1, batch=batch, min_length=min_length)
     at_least(min_length, max_length=max_length)
     edges, n = _rule_edges(grammar), len(grammar.symbols)
-    tokens, lengths, trees = np.full((batch, max_length), -1), np.zeros(batch, dtype=np.int64), []
+    tokens, lengths = np.full((batch, max_length), -1), np.zeros(batch, dtype=np.int64)
+    trees: list[Tree] = []
     failures = 0
     while len(trees) < batch:
         rules = _derivation(rng, edges, n, max_length)
@@ -158,7 +169,9 @@ def sentences(
         if not rules or size < min_length:
             failures += 1
             if failures >= 10_000 * (len(trees) + 1):
-                raise ValueError(f"grammar gave too few sentences with a length in {min_length}..{max_length}")
+                raise ValueError(
+                    f"grammar gave too few sentences with a length in {min_length}..{max_length}"
+                )
             continue
         leaves = [r - n * n for _, r in rules if r >= n * n]
         tokens[len(trees), :size], lengths[len(trees)] = leaves, size
@@ -176,7 +189,7 @@ def _rule_edges(grammar: Grammar) -> NDArray[np.float64]:
 def _derivation(
     rng: np.random.Generator, edges: NDArray[np.float64], n: int, max_length: int
 ) -> list[tuple[int, int]]:
-    """The leftmost derivation from symbol 0 as (symbol, rule) pairs, preorder; empty if it outgrows max_length."""
+    """The leftmost derivation from symbol 0 as (symbol, rule) pairs; empty if it outgrows max_length."""
     rules: list[tuple[int, int]] = []
     todo, leaves = [0], 0
     u = rng.random(2 * max_length)
@@ -198,7 +211,9 @@ def _tree(grammar: Grammar, rules: list[tuple[int, int]]) -> Tree:
     n, stack = len(grammar.symbols), []  # type: ignore[var-annotated]
     for a, rule in reversed(rules):
         name = grammar.symbols[a]
-        stack.append((name, grammar.vocabulary[rule - n * n]) if rule >= n * n else (name, stack.pop(), stack.pop()))
+        stack.append(
+            (name, grammar.vocabulary[rule - n * n]) if rule >= n * n else (name, stack.pop(), stack.pop())
+        )
     return stack[0]
 
 

@@ -1,7 +1,7 @@
-"""Coloured shapes on a grey ground: images with everything about them known, for vision and for image and text.
+"""Coloured shapes on a grey ground: images with everything about them known.
 
-A scene is a grid of cells with at most one shape in each.  `scenes` draws them with their masks, boxes and classes;
-`captions` and `questions` say something about them in a small vocabulary, `WORDS`.
+A scene is a grid of cells with at most one shape in each. `scenes` draws them with their masks, boxes and
+classes; `captions` and `questions` say something about them in a small vocabulary, `WORDS`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ._check import at_least, generator
-from .recall import _distinct
+from ._draw import draw_distinct
 
 __all__ = ["COLOURS", "SHAPES", "Scenes", "scenes"]
 
 SHAPES = ("circle", "square", "triangle", "cross")
-COLOURS = {"red": (0.9, 0.15, 0.15), "green": (0.15, 0.75, 0.2), "blue": (0.2, 0.3, 0.95), "yellow": (0.95, 0.85, 0.15)}
+COLOURS = {
+    "red": (0.9, 0.15, 0.15),
+    "green": (0.15, 0.75, 0.2),
+    "blue": (0.2, 0.3, 0.95),
+    "yellow": (0.95, 0.85, 0.15),
+}
 
 
 class Scenes(NamedTuple):
-    """A batch of scenes; K is the largest number of objects, and objects stand in reading order of their cells.
+    """A batch of scenes; K is the largest number of objects, which stand in reading order of their cells.
 
     Attributes
     ----------
@@ -32,7 +37,8 @@ class Scenes(NamedTuple):
     cell : int64 array (batch, K)
         row·grid + column; -1 where there is no object.
     boxes : int64 array (batch, K, 4)
-        x0, y0, x1, y1 in pixels, x1 and y1 excluded: image[y0:y1, x0:x1] just holds the object; 0 where there is none.
+        x0, y0, x1, y1 in pixels, x1 and y1 excluded: image[y0:y1, x0:x1] just holds the object; 0 where there
+        is none.
     masks : bool array (batch, K, size, size)
         The object's pixels; no two objects share one.
     grid : int
@@ -81,8 +87,8 @@ def scenes(
     objects : (int, int)
         Fewest and most objects in a scene, both included; the number is uniform.
     scale : (float, float)
-        Range of an object's diameter in cells, at most 1.  A wide range gives detection scenes: small objects are
-        placed anywhere within their cell.  At the default all are of one size, and in the middle.
+        Range of an object's diameter in cells, at most 1. A wide range gives detection scenes: small objects
+        are placed anywhere within their cell. At the default all are of one size, and in the middle.
     distinct : bool
         No two objects of a scene agree in both shape and colour.
     noise : float
@@ -102,7 +108,7 @@ def scenes(
     most = objects[1]
     count = rng.integers(objects[0], most + 1, size=(batch, 1))
     present = np.arange(most) < count
-    cell = _distinct(rng, batch, grid * grid, most)
+    cell = draw_distinct(rng, batch, grid * grid, most)
     cell = np.sort(np.where(present, cell, grid * grid), axis=1)  # reading order, absent ones last
     kind = _kinds(rng, batch, most, distinct)
     b, k = np.nonzero(present)
@@ -119,16 +125,26 @@ def scenes(
     view[b, row, :, column] = np.where(patch[..., None], tint[:, None, None], view[b, row, :, column])
     images += noise * rng.standard_normal(images.shape, dtype=np.float32)
     images = np.clip(images, 0, 1, out=images).astype(dtype)
-    shape, colour, cell = (np.where(present, a, -1) for a in (kind // len(COLOURS), kind % len(COLOURS), cell))
+    shape, colour, cell = (
+        np.where(present, a, -1) for a in (kind // len(COLOURS), kind % len(COLOURS), cell)
+    )
     return Scenes(images, shape, colour, cell, _boxes(masks), masks, grid)
 
 
 def _check(
-    batch: int, size: int, grid: int, objects: Sequence[int], scale: Sequence[float], distinct: bool, noise: float
+    batch: int,
+    size: int,
+    grid: int,
+    objects: Sequence[int],
+    scale: Sequence[float],
+    distinct: bool,
+    noise: float,
 ) -> None:
     at_least(1, batch=batch, size=size, grid=grid)
     if size % grid or size // grid < 6:
-        raise ValueError(f"size must be a multiple of grid with cells of at least 6 pixels, got {size} and {grid}")
+        raise ValueError(
+            f"size must be a multiple of grid with cells of at least 6 pixels, got {size} and {grid}"
+        )
     most = min(grid * grid, len(SHAPES) * len(COLOURS)) if distinct else grid * grid
     if not 0 <= objects[0] <= objects[1] <= most or objects[1] < 1:
         raise ValueError(f"objects must be 0 <= fewest <= most <= {most} with most >= 1, got {objects}")
@@ -141,13 +157,13 @@ def _check(
 def _kinds(rng: np.random.Generator, batch: int, most: int, distinct: bool) -> NDArray[np.int64]:
     """(batch, most) numbers shape·4 + colour."""
     kinds = len(SHAPES) * len(COLOURS)
-    return _distinct(rng, batch, kinds, most) if distinct else rng.integers(kinds, size=(batch, most))
+    return draw_distinct(rng, batch, kinds, most) if distinct else rng.integers(kinds, size=(batch, most))
 
 
 def _patches(
     rng: np.random.Generator, shape: NDArray[np.int64], side: int, scale: tuple[float, float]
 ) -> NDArray[np.bool_]:
-    """(n, side, side): which pixels' centres lie inside each object, drawn at a random scale and place in its cell."""
+    """(n, side, side): the pixels whose centres lie inside each object, at a random scale and place."""
     radius = rng.uniform(*scale, size=(len(shape), 1)) * side / 2
     # With one scale for all, objects stand in the middle; with a range, anywhere in the room that is left.
     room = (side / 2 - radius) * (scale[0] < scale[1])
@@ -173,7 +189,8 @@ def _boxes(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(..., 4) x0, y0, x1, y1 of each mask; 0 for an empty one."""
     edges = []
     for axis in (-2, -1):  # over rows, leaving x; over columns, leaving y
-        line = masks.any(axis=axis)
-        edges.append((line.argmax(axis=-1), line.any(axis=-1) * (line.shape[-1] - line[..., ::-1].argmax(axis=-1))))
+        line = np.asarray(masks.any(axis=axis))
+        last = line.shape[-1] - line[..., ::-1].argmax(axis=-1)
+        edges.append((line.argmax(axis=-1), np.where(line.any(axis=-1), last, 0)))
     (x0, x1), (y0, y1) = edges
     return np.stack([x0, y0, x1, y1], axis=-1)

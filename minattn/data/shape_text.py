@@ -11,22 +11,22 @@ from typing import NamedTuple
 import numpy as np
 
 from ._check import generator
-from .scenes import COLOURS, SHAPES, Scenes
+from .shapes import COLOURS, SHAPES, Scenes
 
-__all__ = ["KINDS", "Question", "WORDS", "captions", "questions"]
+__all__ = ["KINDS", "WORDS", "Question", "captions", "questions"]
 
 _COLOURS = tuple(COLOURS)
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 WORDS = (
-    *SHAPES, *_COLOURS, *_NUMBERS, "yes", "no", "colour", "shape", "of", "is", "there", "how", "many", "what", "this",
-    "the", "left", "right", "above", "below", "row", "column", "and", "nothing", "?", ".",
+    *SHAPES, *_COLOURS, *_NUMBERS, "yes", "no", "colour", "shape", "of", "is", "there", "how", "many", "what",
+    "this", "the", "left", "right", "above", "below", "row", "column", "and", "nothing", "?", ".",
 )  # fmt: skip
 """Every word that captions, questions and answers are made of."""
 
 
 class Question(NamedTuple):
-    """A question about image `image`, its one-line answer, and the objects (numbers k) that decide it, in order."""
+    """A question about image `image`, its answer, and the objects (numbers k) that decide it, in order."""
 
     image: int
     kind: str
@@ -41,23 +41,27 @@ def captions(scenes: Scenes, positions: bool = False) -> list[str]:
     With `positions`, each with its place: `red square row one column two .` (at most nine rows).
     """
     if positions and scenes.grid > 9:
-        raise ValueError(f"scenes must have a grid of at most 9 for captions with positions, got {scenes.grid}")
-    return [" and ".join(_objects(scenes, i, positions)) + " ." if n else "nothing ." for i, n in enumerate(_counts(scenes))]
+        raise ValueError(
+            f"scenes must have a grid of at most 9 for captions with positions, got {scenes.grid}"
+        )
+    return [
+        " and ".join(_objects(scenes, i, positions)) + " ." if n else "nothing ."
+        for i, n in enumerate(_counts(scenes))
+    ]
 
 
 def questions(rng: np.random.Generator, scenes: Scenes, kinds: Sequence[str] | None = None) -> list[Question]:
-    """One question about each scene, of a random kind among those that it allows; no question if it allows none.
+    """One question about each scene, of a random kind among those that it allows, if any.
 
     The kinds, each with an example::
 
-        colour  colour of square ?                            red      (one square in the scene)
-        shape   shape of red ?                                square   (one red object)
-        exists  is there red square ?                         yes      (half of them yes)
-        count   how many square ?                             two
-        what    what is this ?                                red square   (a single object)
-        beside  colour of the shape left of the red square ?  blue     (two steps: find the anchor, then its neighbour)
+        colour colour of square ? red (one square in the scene) shape shape of red ? square (one red object)
+        exists is there red square ? yes (half of them yes) count how many square ? two what what is this ?
+        red square (a single object) beside colour of the shape left of the red square ? blue (two steps: find
+        the anchor, then its neighbour)
 
-    In `beside` the anchor is one of a kind, and the answer is the nearest object in its row or column on that side.
+    In `beside` the anchor is one of a kind, and the answer is the nearest object in its row or column on that
+    side.
 
     Parameters
     ----------
@@ -93,17 +97,23 @@ def questions(rng: np.random.Generator, scenes: Scenes, kinds: Sequence[str] | N
 _Asked = tuple[str, str, tuple[int, ...]] | None
 
 
-def _colour(rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int) -> _Asked:
+def _colour(
+    rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int
+) -> _Asked:
     k = _pick(rng, [k for k, s in enumerate(shape) if shape.count(s) == 1])
     return None if k is None else (f"colour of {SHAPES[shape[k]]} ?", _COLOURS[colour[k]], (k,))
 
 
-def _shape(rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int) -> _Asked:
+def _shape(
+    rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int
+) -> _Asked:
     k = _pick(rng, [k for k, c in enumerate(colour) if colour.count(c) == 1])
     return None if k is None else (f"shape of {_COLOURS[colour[k]]} ?", SHAPES[shape[k]], (k,))
 
 
-def _exists(rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int) -> _Asked:
+def _exists(
+    rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int
+) -> _Asked:
     """Yes and no are decided first, so that half of the answers are yes; no if the scene is empty."""
     here = list(zip(shape, colour, strict=True))
     if here and rng.random() < 0.5:
@@ -117,17 +127,23 @@ def _exists(rng: np.random.Generator, shape: list[int], colour: list[int], cell:
     return f"is there {_COLOURS[c]} {SHAPES[s]} ?", "yes" if which else "no", which
 
 
-def _count(rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int) -> _Asked:
+def _count(
+    rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int
+) -> _Asked:
     s = int(rng.integers(len(SHAPES)))
     which = tuple(k for k, other in enumerate(shape) if other == s)
     return f"how many {SHAPES[s]} ?", _NUMBERS[len(which)], which
 
 
-def _what(rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int) -> _Asked:
+def _what(
+    rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int
+) -> _Asked:
     return ("what is this ?", f"{_COLOURS[colour[0]]} {SHAPES[shape[0]]}", (0,)) if len(shape) == 1 else None
 
 
-def _beside(rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int) -> _Asked:
+def _beside(
+    rng: np.random.Generator, shape: list[int], colour: list[int], cell: list[int], grid: int
+) -> _Asked:
     here = list(zip(shape, colour, strict=True))
     options = []
     for a, kind in enumerate(here):
@@ -168,7 +184,7 @@ def _nearest(cell: list[int], a: int, step: tuple[int, int], grid: int) -> int |
 
 
 def _pick(rng: np.random.Generator, options: Sequence[int]) -> int | None:
-    return options[rng.integers(len(options))] if len(options) else None
+    return options[int(rng.integers(len(options)))] if len(options) else None
 
 
 def _counts(scenes: Scenes) -> list[int]:

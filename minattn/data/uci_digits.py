@@ -36,8 +36,8 @@ def digits(rng: np.random.Generator, test: float = 0.2, dtype: DTypeLike = np.fl
     Returns
     -------
     Digits
-        Source: E. Alpaydin and C. Kaynak, Optical recognition of handwritten digits, UCI repository (1998), CC BY 4.0;
-        pixel values 0..16 divided by 16.
+        Source: E. Alpaydin and C. Kaynak, Optical recognition of handwritten digits, UCI repository (1998),
+        CC BY 4.0; pixel values 0..16 divided by 16.
     """
     generator(rng)
     if not 0 < test < 1:
