@@ -6,7 +6,8 @@ and it can be given a caption by ``glue`` or by the cell's options.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,16 +55,18 @@ def style() -> dict[str, Any]:
     }
 
 
-def new_figure(width: float, height: float, panels: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
-    """A closed figure with a row of axes, in the book's style."""
+@contextlib.contextmanager
+def new_figure(
+    width: float, height: float, panels: int = 1, **options: Any
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure with a row of axes, drawn in the book's style, and closed for pyplot at the end."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(style()):
-        figure, axes = plt.subplots(
-            1, panels, figsize=(width, height), layout="constrained", squeeze=False, **options
-        )
+        size = (width, height)
+        figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained", squeeze=False, **options)
+        yield figure, axes[0]
     plt.close(figure)
-    return figure, axes[0]
 
 
 def heatmap(
@@ -111,25 +114,23 @@ def heatmap(
         if words is not None and len(words) != count:
             raise ValueError(f"{name} must hold {count} labels, got {len(words)}")
     low, high = limits if limits is not None else (min(0.0, float(np.nanmin(maps))), float(np.nanmax(maps)))
-    height = min(8.0, max(1.6, (size - 0.7) * rows / columns + 0.9))
-    figure, axes = new_figure(size * panels + 0.6, height, panels, sharey=True)
+    width = min(size, 7.2 / panels)
+    height = min(8.0, max(1.6, (width - 0.7) * rows / columns + 0.9))
     names = titles or ([f"head {h}" for h in range(panels)] if panels > 1 else [""])
-    for h, axis in enumerate(axes):
-        image = axis.imshow(
-            np.ma.masked_invalid(maps[h]), vmin=low, vmax=high, aspect="equal", interpolation="nearest"
-        )
-        axis.set(title=names[h], xlabel="key j", ylabel="query i" if h == 0 else "")
-        axis.spines[:].set_visible(False)
-        if keys is not None:
-            axis.set_xticks(range(columns), keys, rotation=45, ha="right", rotation_mode="anchor")
-        if queries is not None:
-            axis.set_yticks(range(rows), queries)
-        if rows * columns <= 64:
-            write_values(axis, maps[h], low, high)
-    bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label(label, color=GREY)
-    bar.ax.tick_params(color=GREY, labelcolor=GREY)
+    with new_figure(width * panels + 0.6, height, panels, sharey=True) as (figure, axes):
+        for h, axis in enumerate(axes):
+            shown = np.ma.masked_invalid(maps[h])
+            image = axis.imshow(shown, vmin=low, vmax=high, aspect="equal", interpolation="nearest")
+            axis.set(title=names[h], xlabel="key j", ylabel="query i" if h == 0 else "")
+            axis.spines[:].set_visible(False)
+            if keys is not None:
+                axis.set_xticks(range(columns), keys, rotation=45, ha="right", rotation_mode="anchor")
+            if queries is not None:
+                axis.set_yticks(range(rows), queries)
+            if rows * columns * panels <= 64:
+                write_values(axis, maps[h], low, high)
+        bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.02, label=label)
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -157,7 +158,7 @@ def curves(
     ylabel: str,
     title: str = "",
     log: str = "",
-    size: tuple[float, float] = (6.4, 3.4),
+    size: tuple[float, float] = (5.8, 3.2),
 ) -> Figure:
     """Draw named curves, each with its own colour and dash, so that neither alone has to tell them apart.
 
@@ -178,20 +179,22 @@ def curves(
         raise ValueError("lines must name at least one curve, got none")
     if not set(log) <= set("xy"):
         raise ValueError(f"log must be '', 'x', 'y' or 'xy', got {log!r}")
-    figure, (axis,) = new_figure(*size)
     dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
-    for index, (name, values) in enumerate(lines.items()):
-        y = as_numpy(values)
-        positions = np.arange(len(y)) if x is None else as_numpy(x)
-        if positions.shape != y.shape:
-            raise ValueError(f"lines[{name!r}] must have the shape of x, {positions.shape}, got {y.shape}")
-        axis.plot(positions, y, label=name, linestyle=dashes[index % len(dashes)])
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axis.grid(True)
-    for letter in log:
-        getattr(axis, f"set_{letter}scale")("log")
-    if len(lines) > 1:
-        axis.legend(labelcolor=GREY)
+    with new_figure(*size) as (figure, (axis,)):
+        for index, (name, values) in enumerate(lines.items()):
+            y = as_numpy(values)
+            positions = np.arange(len(y)) if x is None else as_numpy(x)
+            if positions.shape != y.shape:
+                raise ValueError(
+                    f"lines[{name!r}] must have the shape of x, {positions.shape}, got {y.shape}"
+                )
+            axis.plot(positions, y, label=name, linestyle=dashes[index % len(dashes)])
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axis.grid(True)
+        for letter in log:
+            getattr(axis, f"set_{letter}scale")("log")
+        if len(lines) > 1:
+            axis.legend()
     return figure
 
 
@@ -210,26 +213,17 @@ def ratios(values: Mapping[str, float], *, label: str, title: str = "") -> Figur
     numbers = np.array(list(values.values()), dtype=float)
     if not numbers.size or not (np.isfinite(numbers) & (numbers > 0)).all():
         raise ValueError(f"values must be positive and finite, got {dict(values)}")
-    figure, (axis,) = new_figure(6.4, 0.38 * len(values) + 1.1)
-    axis.barh(
-        list(values), numbers - 1, left=1, color=[COLOURS[2] if n <= 1 else COLOURS[1] for n in numbers]
-    )
-    axis.axvline(1, color=GREY, linewidth=1)
-    for row, number in enumerate(numbers):
-        axis.annotate(
-            f"{number:.2f}×",
-            (number, row),
-            (4 if number > 1 else -4, 0),
-            textcoords="offset points",
-            va="center",
-            ha="left" if number > 1 else "right",
-            color=GREY,
-        )
-    axis.set(xscale="log", xlabel=label, title=title)
-    axis.set_xlim(min(0.5, numbers.min() / 1.6), max(2.0, numbers.max() * 1.6))
-    low, high = axis.get_xlim()
-    ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
-    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axis.xaxis.minorticks_off()
-    axis.invert_yaxis()
+    colours = [COLOURS[2] if n <= 1 else COLOURS[1] for n in numbers]
+    with new_figure(5.8, 0.38 * len(values) + 1.1) as (figure, (axis,)):
+        axis.barh(list(values), numbers - 1, left=1, color=colours)
+        axis.axvline(1, color=GREY, linewidth=1)
+        for row, n in enumerate(numbers):
+            side, align = (4, "left") if n > 1 else (-4, "right")
+            axis.annotate(f"{n:.2f}×", (n, row), (side, 0), textcoords="offset points", va="center", ha=align)
+        low, high = min(0.5, numbers.min() / 1.6), max(2.0, numbers.max() * 1.6)
+        axis.set(xscale="log", xlabel=label, title=title, xlim=(low, high))
+        ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.minorticks_off()
+        axis.invert_yaxis()
     return figure

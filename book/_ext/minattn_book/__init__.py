@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 from . import api, header
-from .pages import Page, code_cells, code_hash, file_hash
+from .pages import Page, code_cells, code_hash, file_hash, sha256
 
 
 class StoredOutputs(NotebookClientBase):
@@ -98,7 +98,13 @@ def offer_notebook(app: Sphinx, page: str, template: str, context: dict[str, Any
     context["ipynb_source"] = f"{page}.ipynb"
 
 
+def machinery() -> str:
+    """A key for this extension: when it changes, Sphinx reads every page anew."""
+    return sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_config_value("minattn_machinery", machinery(), "env")
     app.connect("builder-inited", use_stored_outputs)
     app.connect("source-read", remember_outputs)
     app.connect("env-get-outdated", outdated)

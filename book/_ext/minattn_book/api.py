@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.errors import PycodeError
+from sphinx.pycode import ModuleAnalyzer
 
 BAR = re.compile(r"(`[^`]*`)|(?<!\\)\|(?=\S)")
 LINE = re.compile(r"^\{api\}`([\w.]+)`$", re.M)
@@ -64,7 +66,7 @@ def reference(package_name: str) -> str:
             continue
         lines = "\n".join(entry(package, module, name) for name in names)
         about = "\n".join(plain_bars((inspect.getdoc(module) or "").splitlines()))
-        heading = f"## `{module.__name__}`\n\n" if module is not package else ""
+        heading = f"## {module.__name__.rpartition('.')[2]}\n\n" if module is not package else ""
         parts.append(f"{heading}```{{eval-rst}}\n{about}\n\n{lines}\n```\n")
     return "\n".join(parts)
 
@@ -82,6 +84,22 @@ def process_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any,
     lines[:] = plain_bars(lines)
 
 
+def find_source(app: Sphinx, module_name: str) -> tuple[str, dict[str, tuple[str, int, int]]] | None:
+    """For the source pages: a module's code and where its names begin, those that a factory made included."""
+    try:
+        analyser = ModuleAnalyzer.for_module(module_name)
+    except PycodeError:
+        return None
+    analyser.find_tags()
+    tags = dict(analyser.tags)
+    for name, obj in vars(importlib.import_module(module_name)).items():
+        if name not in tags and callable(obj) and home(obj) == module_name:
+            inner = getattr(inspect.unwrap(obj), "__qualname__", None)
+            if inner in analyser.tags:
+                tags[name] = analyser.tags[inner]
+    return analyser.code, tags
+
+
 def expand(app: Sphinx, name: str, source: list[str]) -> None:
     """Write the reference in place of its line, and let the page depend on the package's files."""
     if not name.startswith("book/api/"):
@@ -95,4 +113,5 @@ def expand(app: Sphinx, name: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", expand)
+    app.connect("viewcode-find-source", find_source)
     app.connect("autodoc-process-docstring", process_docstring, priority=900)
