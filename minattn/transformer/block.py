@@ -1,0 +1,95 @@
+"""The block: attention mixes positions, a feed-forward layer works on each, and both add to the residual stream.
+
+    pre-norm   x ← x + attention(norm(x));   x ← x + cross(norm(x), memory);   x ← x + mlp(norm(x))
+    post-norm  x ← norm(x + attention(x));   x ← norm(x + cross(x, memory));   x ← norm(x + mlp(x))
+
+The middle step exists in the decoder of an encoder–decoder alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minattn import nn
+from minattn.attention import KVCache, MultiHeadAttention
+from minattn.attention.masks import MaskMod
+from minattn.attention.position import ALiBi, PositionEncoding, RoPE
+from minattn.autograd.engine import Operand
+
+from .config import Config
+
+
+def make_norm(config: Config) -> nn.Module:
+    """The normalisation that `config` names."""
+    return nn.RMSNorm(config.d_model) if config.norm == "rms" else nn.LayerNorm(config.d_model, bias=config.bias)
+
+
+def make_mlp(config: Config, rng: np.random.Generator) -> nn.Module:
+    """The feed-forward layer that `config` names."""
+    if config.gated:
+        gate = {"swiglu": nn.SwiGLU, "geglu": nn.GEGLU, "reglu": nn.ReGLU}[config.activation]
+        return gate(config.d_model, config.d_hidden, bias=config.bias, rng=rng)
+    return nn.MLP(config.d_model, config.d_hidden, activation=config.activation, bias=config.bias, rng=rng)
+
+
+def make_position(config: Config) -> PositionEncoding | None:
+    """What the attention layers themselves know of positions: a rotation, a bias, or nothing."""
+    if config.position == "rope":
+        return RoPE(config.d_head, pairing="half")
+    return ALiBi(config.heads) if config.position == "alibi" else None
+
+
+class Block(nn.Module):
+    """One layer of a transformer.
+
+    Parameters
+    ----------
+    config : Config
+    cross : bool
+        Whether it also attends to a memory (the encoder's output).
+    rng : numpy.random.Generator
+        Source of the initial weights and of dropout.
+
+    Attributes
+    ----------
+    hook_resid_pre, hook_resid_mid, hook_resid_post : HookPoint
+        The residual stream before the block, after attention, and after the feed-forward layer.
+    """
+
+    def __init__(self, config: Config, *, cross: bool = False, rng: np.random.Generator) -> None:
+        def attend() -> MultiHeadAttention:
+            return MultiHeadAttention(config.d_model, config.heads, n_kv_heads=config.n_kv_heads, bias=config.bias,
+                                      position=make_position(config), dropout=config.dropout, rng=rng)
+
+        self.pre_norm = config.pre_norm
+        self.norm1 = make_norm(config)
+        self.attn = attend()
+        if cross:
+            self.norm_cross = make_norm(config)
+            self.cross = attend()
+        self.norm2 = make_norm(config)
+        self.mlp = make_mlp(config, rng)
+        self.drop = nn.Dropout(config.dropout, rng=rng)
+        self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = (nn.HookPoint() for _ in range(3))
+
+    def _add(self, x: Operand, norm: nn.Module, f: Any) -> Operand:
+        """One residual step, in the order that the configuration asks for."""
+        if self.pre_norm:
+            return x + self.drop(f(norm(x)))
+        return norm(x + self.drop(f(x)))
+
+    def forward(self, x: Operand, *, mask_mod: MaskMod | None = None, cache: KVCache | None = None,
+                memory: Operand | None = None, memory_mask: MaskMod | None = None) -> Operand:
+        """x (B, N, D) → (B, N, D).
+
+        `mask_mod` says which positions are visible, `cache` holds keys and values of earlier positions, `memory`
+        (B, M, D) is what a block with cross-attention attends to, through `memory_mask`.
+        """
+        x = self.hook_resid_pre(x)
+        x = self._add(x, self.norm1, lambda h: self.attn(h, mask_mod=mask_mod, cache=cache))
+        if memory is not None:
+            x = self._add(x, self.norm_cross, lambda h: self.cross(h, memory, mask_mod=memory_mask))
+        x = self.hook_resid_mid(x)
+        return self.hook_resid_post(self._add(x, self.norm2, self.mlp))

@@ -1,0 +1,77 @@
+"""GPT: a decoder-only language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minattn import nn
+from minattn.attention import AppendCache, KVCache, both, causal
+from minattn.attention.masks import MaskMod
+from minattn.autograd.engine import Array, Operand
+from minattn.kernels import cross_entropy
+
+from .block import Block, make_norm
+from .config import Config
+from .embed import Embed, init_gpt2
+
+
+class GPT(nn.Module):
+    """Decoder-only transformer: every position predicts the next token from itself and those before it.
+
+    Parameters
+    ----------
+    config : Config
+    rng : numpy.random.Generator
+        Source of the initial weights (GPT-2's scheme) and of dropout.
+
+    Examples
+    --------
+    >>> model = GPT(Config(vocab=65, context=64, layers=4, heads=4, d_model=128), rng=np.random.default_rng(0))
+    >>> model(np.zeros((2, 10), int)).shape
+    (2, 10, 65)
+    """
+
+    def __init__(self, config: Config, *, rng: np.random.Generator) -> None:
+        self.config = config
+        self.embed = Embed(config, rng=rng)
+        self.blocks = nn.ModuleList(Block(config, rng=rng) for _ in range(config.layers))
+        if config.pre_norm:
+            self.norm = make_norm(config)
+        self.head = nn.Linear(config.d_model, config.vocab, bias=False, rng=rng)
+        if config.tied:
+            self.head.weight = self.embed.token.weight
+        init_gpt2(self, config.layers, rng)
+
+    def hidden(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None
+               ) -> Operand:
+        """Residual stream (B, N, D) after the last block and norm."""
+        offset = caches[0].length if caches else 0
+        x = self.embed(ids, offset)
+        mask = causal if mask_mod is None else both(causal, mask_mod)
+        for n, block in enumerate(self.blocks):
+            x = block(x, mask_mod=mask, cache=caches[n] if caches else None)
+        return self.norm(x) if self.config.pre_norm else x
+
+    def forward(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None
+                ) -> Operand:
+        """ids (B, N) → logits (B, N, V).
+
+        Parameters
+        ----------
+        ids : array of int (B, N)
+        mask_mod : callable, optional
+            Which positions are visible, on top of the causal mask.
+        caches : sequence of KVCache, optional
+            One for each block (see `new_caches`): `ids` then continue the sequence that the caches hold.
+        """
+        return self.head(self.hidden(ids, mask_mod=mask_mod, caches=caches))
+
+    def loss(self, ids: Array, targets: Array, **options: float) -> Operand:
+        """Mean cross-entropy, in nats, of the targets (B, N); `options` go to `cross_entropy`."""
+        return cross_entropy(self(ids), targets, **options)
+
+    def new_caches(self) -> list[KVCache]:
+        """An empty cache for each block."""
+        return [AppendCache() for _ in range(self.config.layers)]
