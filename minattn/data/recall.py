@@ -292,7 +292,7 @@ def _filler(filler: ArrayLike, batch: int, room: int) -> Tokens:
 
 
 def _words_within(text: str, room: int) -> list[str]:
-    """The text's first words, each with a space after it, as many as fit in `room` characters, again and again."""
+    """The text's words, each with a space after it, again and again, as many as fit in `room` characters."""
     source = [word + " " for word in text.split()]
     if not source:
         raise ValueError("filler must contain a word")
