@@ -1,0 +1,94 @@
+"""Change one file of the library in many small ways, one at a time, and count the changes its tests notice.
+
+    python .ci/mutants.py minattn/attention/masks.py                      # tests/attention/test_masks.py
+    python .ci/mutants.py minattn/attention/masks.py tests/attention      # other tests
+
+Prints every change that survived as a difference, then the score; the exit status is 1 below 90 %.  Works in
+a copy under _build/mutants, so that several can run at once and nothing in the tree is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BAR = 90.0
+KILLED = ("killed", "timeout", "suspicious", "segfault")
+
+CONFIG = """
+[tool.mutmut]
+source_paths = ["minattn"]
+only_mutate = ["{file}"]
+also_copy = ["book/_ext"]
+pytest_add_cli_args = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
+pytest_add_cli_args_test_selection = {tests}
+use_git_change_detection = false
+"""
+
+
+def tests_of(file: str) -> list[str]:
+    """The test files that mirror a library file; if there is none of that name, all tests of its package."""
+    _, *packages, name = Path(file).parts
+    folder = ROOT.joinpath("tests", *packages)
+    mirrored = folder / f"test_{name}"
+    found = mirrored if mirrored.exists() else folder
+    if not found.exists():
+        sys.exit(
+            f"There are no tests for {file}.  Next: write {mirrored.relative_to(ROOT)}, or say TESTS=..."
+        )
+    return [found.relative_to(ROOT).as_posix()]
+
+
+def prepare(file: str, tests: list[str]) -> Path:
+    """A fresh copy of the library and its tests, with mutmut told which file to mutate."""
+    work = ROOT / "_build" / "mutants" / re.sub(r"\W+", "-", file)
+    shutil.rmtree(work, ignore_errors=True)
+    skip = shutil.ignore_patterns("__pycache__", ".*")
+    for folder in ("minattn", "tests", "book/_ext"):
+        shutil.copytree(ROOT / folder, work / folder, ignore=skip)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = re.sub(r"^\[tool\.mutmut\].*?(?=^\[|\Z)", "", project, flags=re.S | re.M)
+    (work / "pyproject.toml").write_text(
+        project + CONFIG.format(file=file, tests=json.dumps(tests)), encoding="utf-8"
+    )
+    return work
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or not (ROOT / arguments[0]).is_file():
+        sys.exit(f"Say which file to mutate, such as minattn/attention/masks.py; got {arguments[:1]}")
+    file = Path(arguments[0]).as_posix()
+    tests = arguments[1:] or tests_of(file)
+    print(f"Mutating {file}; its tests: {' '.join(tests)}", flush=True)
+    work = prepare(file, tests)
+    mutmut = [sys.executable, "-m", "mutmut"]
+    run = subprocess.run([*mutmut, "run", "--max-children", "2"], cwd=work)
+    found = subprocess.run([*mutmut, "results", "--all", "true"], cwd=work, capture_output=True, text=True)
+    status = dict(re.findall(r"^\s+(\S+): (.+)$", found.stdout, flags=re.M))
+    counted = {name: verdict for name, verdict in status.items() if verdict != "skipped"}
+    if not counted:
+        print(f"No mutant was made (mutmut's exit status {run.returncode}); see above.")
+        return 1
+    survivors = [name for name, verdict in counted.items() if verdict not in KILLED]
+    for name in survivors:
+        shown = subprocess.run([*mutmut, "show", name], cwd=work, capture_output=True, text=True)
+        print(shown.stdout.strip() or f"# {name}: {counted[name]}", end="\n\n")
+    score = 100 * (1 - len(survivors) / len(counted))
+    print(
+    killed = len(counted) - len(survivors)
+    print(f"{file}: {killed} of {len(counted)} mutants killed, {score:.1f} % (bar {BAR:.0f} %).")
+    )
+    if score < BAR:
+        print("Next: for each difference above, write the test that it should have failed.")
+        return 1
+    print("Next: make test")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
