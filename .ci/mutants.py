@@ -79,10 +79,8 @@ def main(arguments: list[str]) -> int:
         shown = subprocess.run([*mutmut, "show", name], cwd=work, capture_output=True, text=True)
         print(shown.stdout.strip() or f"# {name}: {counted[name]}", end="\n\n")
     score = 100 * (1 - len(survivors) / len(counted))
-    print(
     killed = len(counted) - len(survivors)
     print(f"{file}: {killed} of {len(counted)} mutants killed, {score:.1f} % (bar {BAR:.0f} %).")
-    )
     if score < BAR:
         print("Next: for each difference above, write the test that it should have failed.")
         return 1

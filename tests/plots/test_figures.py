@@ -1,4 +1,4 @@
-"""Figures show the numbers they were given, in colours that can be read on both themes, and refuse what does not fit."""
+"""Figures show the numbers they were given, in colours read on both themes, and refuse what does not fit."""
 
 import matplotlib
 import numpy as np

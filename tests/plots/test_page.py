@@ -1,4 +1,4 @@
-"""Sources and differences are those of the library; a table of checks refuses what is wrong and what is vacuous."""
+"""Sources and differences are the library's; a table of checks refuses what is wrong and what is vacuous."""
 
 import html
 import inspect
