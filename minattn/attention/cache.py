@@ -1,11 +1,11 @@
 """Caches of keys and values: what generation has computed once and need not compute again.
 
-A `KVCache` belongs to one attention layer. Each step appends the keys and values of the new positions and gets back
-all those to attend to, with the position of each. A softmax does not care in which order its keys come, so a cache
-may hold them in any order as long as it says where each one stands.
+A `KVCache` belongs to one attention layer. Each step appends the keys and values of the new positions and
+gets back all those to attend to, with the position of each. A softmax does not care in which order its keys
+come, so a cache may hold them in any order as long as it says where each one stands.
 
-`AppendCache` keeps everything; `WindowCache` the last w positions (and, if asked, the first few), moving them along;
-`RingCache` the same in fixed memory, a new entry overwriting the oldest.
+`AppendCache` keeps everything; `WindowCache` the last w positions (and, if asked, the first few), joined and
+cut at every step; `RingCache` the same in fixed memory, a new entry overwriting the oldest.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn.autograd import namespace
-from minattn.autograd.engine import Array, Operand, Tensor
+from minattn.autograd.engine import Array, Operand, Tensor, raw
 
-from .masks import MaskMod, either, sliding_window
+from .masks import MaskMod, either, sliding_window, whole
 
 
 class Cached(NamedTuple):
@@ -29,14 +29,14 @@ class Cached(NamedTuple):
 
 
 class KVCache:
-    """The interface. A subclass defines `append`, `read` and, if it keeps more than two arrays, `reorder`.
+    """The interface: a subclass defines `append`, and `held`, the number of entries it holds.
 
     Attributes
     ----------
     length : int
         Positions seen since the start; the next one appended stands at this position.
     mask_mod : callable or None
-        What a query may see of what is held, besides the caller's own mask: a mask of absolute positions.
+        Which of the keys handed out a query may see, besides the caller's own mask; of absolute positions.
     """
 
     mask_mod: MaskMod | None = None
@@ -47,80 +47,95 @@ class KVCache:
     def append(self, k: Operand, v: Operand) -> Cached:
         """Take over k (B, Hk, n, D) and v (B, Hk, n, Dv) of the next n positions.
 
-        Returns all that any of these n queries may look at: what was held before, and the new ones.
+        Returns all that any of these n queries may look at: what was held before, and the new ones. The arrays
+        may be views, which the next call overwrites.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define append")
 
+    @property
+    def held(self) -> int:
+        """Number of entries in use."""
+        return self.length
+
     def read(self) -> Cached:
         """All that is held, without adding to it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define read")
+        if self._k is None:
+            raise RuntimeError("read: nothing has been appended to this cache")
+        n = self.held
+        return Cached(self._k[:, :, :n], self._v[:, :, :n], self._positions[:n])
 
     def reset(self) -> None:
         """Forget everything."""
         self.length = 0
-        self._k: Any = None
+        self._k: Any = None  # buffers (B, Hk, size, D or Dv) of which the first `held` entries are in use
         self._v: Any = None
+        self._positions = np.zeros(0, dtype=np.intp)
 
     def reorder(self, index: Array) -> None:
-        """Batch entry b becomes what entry index[b] was: a beam search keeps some beams and repeats others."""
+        """Batch entry b becomes what index[b] was: a beam search drops some beams and repeats others."""
         if self._k is not None:
             self._k, self._v = self._k[index], self._v[index]
 
     @property
     def memory(self) -> int:
-        """Bytes held."""
+        """Bytes allocated for keys and values."""
         return 0 if self._k is None else self._k.nbytes + self._v.nbytes
 
     def _taken(self, k: Operand, v: Operand) -> tuple[Array, Array]:
-        """k and v as plain arrays, once they are known to fit what is held."""
-        for name, x, held in (("k", k, self._k), ("v", v, self._v)):
+        """k and v as plain arrays, once they are known to fit each other and what is held."""
+        for name, x, buffer in (("k", k, self._k), ("v", v, self._v)):
             if isinstance(x, Tensor) and x.requires_grad:
-                raise RuntimeError(f"{name}: a cache holds values without their gradients; call it inside no_grad()")
+                raise RuntimeError(f"{name}: a cache keeps no gradients; call it inside no_grad()")
             if x.ndim != 4 or x.shape[:3] != k.shape[:3]:
-                raise ValueError(f"{name}: expected shape (batch, heads, positions, features) as k, got {x.shape}")
-            if held is not None and (x.shape[:2], x.shape[3]) != (held.shape[:2], held.shape[3]):
-                B, H, _, D = held.shape
-                raise ValueError(f"{name}: expected shape ({B}, {H}, n, {D}) as what is held, got {x.shape}")
-        return (x.data if isinstance(x, Tensor) else x for x in (k, v))  # type: ignore[return-value]
+                raise ValueError(f"{name}: expected shape (batch, heads, positions, features), "
+                                 f"all but the last as in k, got {x.shape}")
+            if buffer is not None and (*x.shape[:2], x.shape[3]) != (*buffer.shape[:2], buffer.shape[3]):
+                B, H, _, D = buffer.shape
+                raise ValueError(f"{name}: expected shape ({B}, {H}, n, {D}) as before, got {x.shape}")
+        return raw(k), raw(v)
+
+    def _resize(self, k: Array, v: Array, size: int) -> None:
+        """Make the buffers hold `size` entries, of the shapes and dtypes of k and v."""
+        self._k, self._v = _grown(self._k, k, size), _grown(self._v, v, size)
 
 
 class AppendCache(KVCache):
-    """Keeps every position. The buffer doubles when it is full, so that n single steps copy O(n), not O(n²)."""
+    """Keeps every position. A full buffer doubles, so that n single steps copy O(n) entries, not O(n²)."""
 
     def append(self, k: Operand, v: Operand) -> Cached:
         k, v = self._taken(k, v)
-        end = self.length + k.shape[2]
-        if self._k is None or end > self._k.shape[2]:
-            size = max(end, 2 * self.length)
-            self._k, self._v = _grown(self._k, k, size, self.length), _grown(self._v, v, size, self.length)
-        self._k[:, :, self.length : end], self._v[:, :, self.length : end] = k, v
-        self.length = end
+        start, self.length = self.length, self.length + k.shape[2]
+        if self._k is None or self.length > self._k.shape[2]:
+            self._resize(k, v, max(self.length, 2 * start))
+            self._positions = np.arange(self._k.shape[2])
+        self._k[:, :, start : self.length], self._v[:, :, start : self.length] = k, v
         return self.read()
-
-    def read(self) -> Cached:
-        return Cached(self._k[:, :, : self.length], self._v[:, :, : self.length], np.arange(self.length))
 
 
 class _Bounded(KVCache):
     """What the two caches of bounded size have in common: which positions stay."""
 
     def __init__(self, w: int, sinks: int = 0) -> None:
-        self.w, self.sinks = w, sinks
-        self.mask_mod = sliding_window(w)
+        self.w, self.sinks = whole("w", w), whole("sinks", sinks, 0)
+        self.mask_mod = sliding_window(self.w)
         if sinks:
             self.mask_mod = either(self.mask_mod, lambda b, h, i, j: (j < sinks) & (j <= i))
         super().__init__()
 
-    def reset(self) -> None:
-        super().reset()
-        self._positions = np.zeros(0, dtype=np.intp)
+    def _seen_with(self, k: Array, v: Array) -> Cached:
+        """What is held, and the new entries after it: the first new query may still see the oldest key."""
+        new = np.arange(self.length, self.length + k.shape[2])
+        if self._k is None:
+            return Cached(k, v, new)
+        old, join = self.read(), namespace(k).concatenate
+        return Cached(join([old.keys, k], 2), join([old.values, v], 2), np.concatenate([old.positions, new]))
 
-    def read(self) -> Cached:
-        return Cached(self._k, self._v, self._positions)
+    def _stays(self, positions: np.ndarray) -> np.ndarray:
+        return (positions < self.sinks) | (positions >= self.length - self.w)
 
 
 class WindowCache(_Bounded):
-    """Keeps the last `w` positions, and the first `sinks` for good: joined, then cut, at every step.
+    """Keeps the last `w` positions, and the first `sinks` for good: joined with the new ones, then cut.
 
     Parameters
     ----------
@@ -130,53 +145,49 @@ class WindowCache(_Bounded):
         How many first positions stay visible (attention sinks, Xiao et al. 2023, arXiv 2309.17453).
     """
 
+    @property
+    def held(self) -> int:
+        return len(self._positions)
+
     def append(self, k: Operand, v: Operand) -> Cached:
         k, v = self._taken(k, v)
-        new = np.arange(self.length, self.length + k.shape[2])
-        seen = Cached(_joined(self._k, k), _joined(self._v, v), np.concatenate([self._positions, new]))
+        seen = self._seen_with(k, v)
         self.length += k.shape[2]
-        stay = (seen.positions < self.sinks) | (seen.positions >= self.length - self.w)
-        self._k, self._v, self._positions = seen.keys[:, :, stay], seen.values[:, :, stay], seen.positions[stay]
+        stay = self._stays(seen.positions)
+        self._k, self._v = seen.keys[:, :, stay], seen.values[:, :, stay]
+        self._positions = seen.positions[stay]
         return seen
 
 
 class RingCache(_Bounded):
     """`WindowCache` in fixed memory: position p ≥ sinks lives in slot sinks + (p − sinks) mod w.
 
-    A single step writes one entry and copies nothing; the keys it returns are in the order of their slots.
+    A single step writes one entry and copies nothing; the keys it hands out are in the order of their slots.
     """
+
+    @property
+    def held(self) -> int:
+        return min(self.length, self.sinks + self.w)
 
     def append(self, k: Operand, v: Operand) -> Cached:
         k, v = self._taken(k, v)
-        n = k.shape[2]
-        new = np.arange(self.length, self.length + n)
-        seen = None
-        if n != 1:  # the first of several queries still see what the last of them overwrites
-            old = self.read() if self._k is not None else Cached(None, None, self._positions)
-            seen = Cached(_joined(old.keys, k), _joined(old.values, v), np.concatenate([old.positions, new]))
+        # the first of several queries still see what the last of them overwrites
+        seen = self._seen_with(k, v) if k.shape[2] != 1 else None
         if self._k is None:
-            size = self.sinks + self.w
-            self._k, self._v = _grown(None, k, size, 0), _grown(None, v, size, 0)
-            self._positions = np.zeros(size, dtype=np.intp)
-        self.length += n
-        stay = (new < self.sinks) | (new >= self.length - self.w)
+            self._resize(k, v, self.sinks + self.w)
+            self._positions = np.zeros(self.sinks + self.w, dtype=np.intp)
+        new = np.arange(self.length, self.length + k.shape[2])
+        self.length += k.shape[2]
+        stay = self._stays(new)
         slots = np.where(new < self.sinks, new, self.sinks + (new - self.sinks) % self.w)[stay]
         self._k[:, :, slots], self._v[:, :, slots] = k[:, :, stay], v[:, :, stay]
         self._positions[slots] = new[stay]
         return self.read() if seen is None else seen
 
-    def read(self) -> Cached:
-        filled = min(self.length, self.sinks + self.w)
-        return Cached(self._k[:, :, :filled], self._v[:, :, :filled], self._positions[:filled])
 
-
-def _grown(held: Array | None, new: Array, size: int, used: int) -> Array:
-    """A buffer for `size` positions that begins with the `used` ones held."""
-    out = namespace(new).zeros((*new.shape[:2], size, new.shape[3]), dtype=new.dtype)
-    if held is not None:
-        out[:, :, :used] = held[:, :, :used]
+def _grown(buffer: Array | None, like: Array, size: int) -> Array:
+    """Zeros for `size` entries of the shape of `like`, those of `buffer` at the front."""
+    out = namespace(like).zeros((*like.shape[:2], size, like.shape[3]), dtype=like.dtype)
+    if buffer is not None:
+        out[:, :, : buffer.shape[2]] = buffer
     return out
-
-
-def _joined(held: Array | None, new: Array) -> Array:
-    return new if held is None else namespace(new).concatenate([held, new], axis=2)

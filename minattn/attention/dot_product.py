@@ -7,8 +7,8 @@ Shapes are (B, H, N, D) throughout: batch, heads, positions, features; i counts 
     a_i  = normalizer(s_i)          softmax unless given
     o_i  = Σ_j a_ij v_j
 
-A row with no visible key gives zeros and has no gradient. With H query heads and Hk < H heads of keys and values,
-query head h reads key head h // (H / Hk).
+A row with no visible key gives zeros and has no gradient. With H query heads and Hk < H heads of keys and
+values, query head h reads key head h // (H / Hk).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from minattn.autograd import logsumexp, namespace, primitive, reshape, softmax, sum, where
+from minattn.autograd import logsumexp, namespace, primitive, reshape, where
 from minattn.autograd.engine import Array, Operand, raw
 
-from .masks import MaskMod, indices, mask_array
+from .masks import MaskMod, fitting, indices, mask_array
 from .normalizers import Normalizer, normalizer_named
 
 ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
@@ -31,7 +31,7 @@ ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
 def naive_attention(q: Array, k: Array, v: Array, *, score_mod: ScoreMod | None = None,
                     mask_mod: MaskMod | None = None, bias: Array | None = None,
                     scale: float | None = None) -> Array:
-    """Softmax attention, one number at a time, in float64: the definition the fast form is checked against."""
+    """Softmax attention, one number at a time, in float64: the definition all else is checked against."""
     (B, H, N, D), (_, Hk, M, Dv) = q.shape, v.shape
     scale = 1 / math.sqrt(D) if scale is None else scale
     bias = np.zeros((B, H, N, M)) if bias is None else np.broadcast_to(bias, (B, H, N, M))
@@ -44,7 +44,8 @@ def naive_attention(q: Array, k: Array, v: Array, *, score_mod: ScoreMod | None 
                 for j in range(M):
                     if mask_mod is None or mask_mod(b, h, i, j):
                         s = scale * math.fsum(float(q[b, h, i, d]) * float(k[b, g, j, d]) for d in range(D))
-                        scores[j] = (s if score_mod is None else score_mod(s, b, h, i, j)) + float(bias[b, h, i, j])
+                        s = s if score_mod is None else score_mod(s, b, h, i, j)
+                        scores[j] = s + float(bias[b, h, i, j])
                 largest = max(scores.values(), default=0.0)
                 total = math.fsum(math.exp(s - largest) for s in scores.values())
                 for j, s in scores.items():
@@ -54,8 +55,9 @@ def naive_attention(q: Array, k: Array, v: Array, *, score_mod: ScoreMod | None 
 
 
 def attention(q: Operand, k: Operand, v: Operand, *, score_mod: ScoreMod | None = None,
-              mask_mod: MaskMod | None = None, bias: Operand | None = None, normalizer: str | Normalizer = "softmax",
-              scale: float | None = None, return_weights: bool = False, return_lse: bool = False) -> Any:
+              mask_mod: MaskMod | None = None, bias: Operand | None = None,
+              normalizer: str | Normalizer = "softmax", scale: float | None = None,
+              return_weights: bool = False, return_lse: bool = False) -> Any:
     """normalizer(scale · Q Kᵀ, modified, biased and masked) V.
 
     Parameters
@@ -65,20 +67,20 @@ def attention(q: Operand, k: Operand, v: Operand, *, score_mod: ScoreMod | None 
     k, v : (B, Hk, M, D) and (B, Hk, M, Dv)
         Keys and values; Hk divides H, and query head h reads key head h // (H / Hk).
     score_mod : callable, optional
-        ``score_mod(score, b, h, i, j) -> score``, in plain arithmetic; here it gets all scores (B, H, N, M) at once,
-        with index arrays that broadcast against them.
+        ``score_mod(score, b, h, i, j) -> score``, in plain arithmetic; here it gets all scores (B, H, N, M)
+        at once, with index arrays that broadcast against them.
     mask_mod : callable, optional
-        ``mask_mod(b, h, i, j) -> bool``, True where key j is visible to query i (see `minattn.attention.masks`).
+        ``mask_mod(b, h, i, j) -> bool``, True where query i sees key j (see `minattn.attention.masks`).
     bias : array or Tensor, optional
         Added to the scores after `score_mod`; broadcasts to (B, H, N, M).
     normalizer : str or callable
-        "softmax", "sparsemax", "entmax15", "sigmoid", "relu", or ``normalizer(scores, dim)``, which receives −∞ where
-        a key is masked and must give 0 there.
+        "softmax", "sparsemax", "entmax15", "sigmoid", "relu", or ``normalizer(scores, dim)``, which receives
+        −∞ where a key is masked and must give 0 there.
     scale : float, optional
         Factor of q · k; 1/√D by default.
     return_weights, return_lse : bool
-        Also return the weights (B, H, N, M), and ln Σ_j exp s_ij as (B, H, N), −∞ for rows with no visible key
-        (softmax only); both can be differentiated.
+        Also return the weights (B, H, N, M), and ln Σ_j exp s_ij as (B, H, N), which is −∞ for rows with no
+        visible key (softmax only); both can be differentiated.
 
     Returns
     -------
@@ -90,14 +92,14 @@ def attention(q: Operand, k: Operand, v: Operand, *, score_mod: ScoreMod | None 
     ValueError, TypeError
         If shapes do not fit, a mask is not boolean, or `return_lse` is asked of another normaliser.
     """
-    scale = _checked(q, k, v, scale)
-    if normalizer == "softmax" and score_mod is None and not (return_weights or return_lse):
-        B, H, N, M = q.shape[0], q.shape[1], q.shape[2], k.shape[2]
-        hidden = None if mask_mod is None else _hidden(mask_array(mask_mod, B, H, N, M, namespace(q)), raw(q).dtype)
-        extra = () if bias is None else (_fitting(bias, (B, H, N, M)),)
-        return softmax_attention(q, k, v, *extra, scale=scale, hidden=hidden)
     if return_lse and normalizer != "softmax":
         raise ValueError(f"return_lse: the softmax alone has a log-sum-exp, got normalizer={normalizer!r}")
+    scale = _checked(q, k, v, scale)
+    shape = (*q.shape[:3], k.shape[2])
+    if normalizer == "softmax" and score_mod is None and not (return_weights or return_lse) and shape[3]:
+        hidden = None if mask_mod is None else _hidden(mask_array(mask_mod, *shape, xp=namespace(q)), q.dtype)
+        extra = () if bias is None else (_fitted(bias, shape),)
+        return softmax_attention(q, k, v, *extra, scale=scale, hidden=hidden)
     scores = attention_scores(q, k, score_mod=score_mod, mask_mod=mask_mod, bias=bias, scale=scale)
     weights = attention_weights(scores, normalizer)
     found = [weighted_sum(weights, v)]
@@ -108,20 +110,21 @@ def attention(q: Operand, k: Operand, v: Operand, *, score_mod: ScoreMod | None 
     return found[0] if len(found) == 1 else tuple(found)
 
 
-def attention_scores(q: Operand, k: Operand, *, score_mod: ScoreMod | None = None, mask_mod: MaskMod | None = None,
-                     bias: Operand | None = None, scale: float | None = None) -> Operand:
+def attention_scores(q: Operand, k: Operand, *, score_mod: ScoreMod | None = None,
+                     mask_mod: MaskMod | None = None, bias: Operand | None = None,
+                     scale: float | None = None) -> Operand:
     """Scores (B, H, N, M) of queries and keys: modified, biased, and −∞ where masked."""
     scale = _checked(q, k, k, scale)
-    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    shape = (*q.shape[:3], k.shape[2])
     scores = reshape(_by_key_head(q * scale, k.shape[1]) @ k.swapaxes(-1, -2), shape)
     if score_mod is not None:
-        scores = score_mod(scores, *indices(*shape, namespace(q)))
+        scores = score_mod(scores, *indices(*shape, xp=namespace(q)))
         if scores.shape != shape:
             raise ValueError(f"score_mod: expected to return scores of shape {shape}, got {scores.shape}")
     if bias is not None:
-        scores = scores + _fitting(bias, shape)
+        scores = scores + _fitted(bias, shape)
     if mask_mod is not None:
-        scores = where(mask_array(mask_mod, *shape, namespace(q)), scores, -np.inf)
+        scores = where(mask_array(mask_mod, *shape, xp=namespace(q)), scores, -np.inf)
     return scores
 
 
@@ -142,11 +145,12 @@ def _lse(scores: Operand) -> Operand:
 
 
 def _by_key_head(x: Operand, Hk: int) -> Operand:
-    """(B, H, N, D) → (B, Hk, G·N, D): the G queries heads that share a key head, one after another.
+    """(B, H, N, D) → (B, Hk, G·N, D): the G query heads that share a key head, one after another.
 
     Grouped heads then need no copy of the keys: their queries are more rows of one product.
     """
-    return x if x.shape[1] == Hk else reshape(x, (x.shape[0], Hk, -1, x.shape[-1]))
+    B, H, N, D = x.shape
+    return x if H == Hk else reshape(x, (B, Hk, H // Hk * N, D))
 
 
 def _hidden(visible: Array, dtype: Any) -> Array:
@@ -155,31 +159,37 @@ def _hidden(visible: Array, dtype: Any) -> Array:
     return xp.where(visible, dtype.type(0), dtype.type(-np.inf))
 
 
-def _softmax_of_scores(q: Operand, k: Operand, bias: tuple, scale: float, hidden: Array | None) -> Operand:
-    s = reshape(_by_key_head(q * scale, k.shape[1]) @ k.swapaxes(-1, -2), (*q.shape[:3], k.shape[2]))
-    for extra in (*bias, hidden):
-        if extra is not None:
-            s = s + extra
-    return softmax(s, -1) if k.shape[2] else s
+def _plain_scores(q: Operand, k: Operand, bias: tuple, scale: float, hidden: Array | None) -> Operand:
+    """scale · Q Kᵀ + bias + hidden."""
+    scores = reshape(_by_key_head(q * scale, k.shape[1]) @ k.swapaxes(-1, -2), (*q.shape[:3], k.shape[2]))
+    for extra in bias if hidden is None else (*bias, hidden):
+        scores = scores + extra
+    return scores
 
 
 def _softmax_attention(q: Array, k: Array, v: Array, *bias: Array, scale: float,
                        hidden: Array | None) -> tuple[Array, Array]:
-    """softmax(scale · Q Kᵀ + bias + hidden) V in one step, keeping the weights for the backward pass."""
-    weights = _softmax_of_scores(q, k, bias, scale, hidden)
-    return weighted_sum(weights, v), weights
+    """softmax(scale · Q Kᵀ + bias + hidden) V in one step; the weights are kept for the backward pass."""
+    a = _plain_scores(q, k, bias, scale, hidden)
+    xp = namespace(a)
+    largest = a.max(-1, keepdims=True)
+    a -= xp.where(largest == -np.inf, 0, largest)
+    xp.exp(a, out=a)
+    total = a @ xp.ones((a.shape[-1], 1), dtype=a.dtype)  # row sums, faster than by sum()
+    a /= xp.where(total == 0, 1, total)
+    return weighted_sum(a, v), a
 
 def _d_softmax_attention(g, out, q, k, v, *bias, scale, hidden, saved):
-    a = _softmax_of_scores(q, k, bias, scale, hidden) if saved is None else saved
-    Hk, M = k.shape[1:3]
+    a = attention_weights(_plain_scores(q, k, bias, scale, hidden)) if saved is None else saved
+    Hk = k.shape[1]
     rows = _by_key_head(g, Hk)
-    # ds = a ∘ (da − Σ_j a da), and that sum is o · g.  On arrays −= and ∗= work in place; a Tensor makes a new one.
+    # ds = a ∘ (da − Σ_j a da) with da = g Vᵀ; the sum is o · g. On arrays −= and ∗= work in place.
     ds = reshape(rows @ v.swapaxes(-1, -2), a.shape)
-    ds -= sum(g * out, -1, keepdim=True)
+    ds -= (g * out) @ namespace(g).ones((g.shape[-1], 1), dtype=g.dtype)
     ds *= a
     grouped = _by_key_head(ds, Hk)
     return (
-        lambda: reshape(grouped @ k * scale, q.shape),
+        lambda: reshape(grouped @ k, q.shape) * scale,
         lambda: grouped.swapaxes(-1, -2) @ _by_key_head(q * scale, Hk),
         lambda: _by_key_head(a, Hk).swapaxes(-1, -2) @ rows,
         *(ds for _ in bias),
@@ -189,26 +199,26 @@ def _d_softmax_attention(g, out, q, k, v, *bias, scale, hidden, saved):
 softmax_attention = primitive(_softmax_attention, _d_softmax_attention, saves=True)
 
 
-def _fitting(bias: Operand, shape: tuple[int, ...]) -> Operand:
+def _fitted(bias: Operand, shape: tuple[int, ...]) -> Operand:
     """`bias` if it broadcasts to `shape`."""
-    bias = bias if hasattr(bias, "ndim") else np.asarray(bias)
-    sizes = (1,) * (4 - bias.ndim) + tuple(bias.shape)
-    if bias.ndim > 4 or any(n not in (1, m) for n, m in zip(sizes, shape, strict=True)):
-        raise ValueError(f"bias: expected a shape that broadcasts to {shape}, got {tuple(bias.shape)}")
-    return bias
+    fitting("bias", np.shape(raw(bias)), shape)
+    return bias if hasattr(bias, "dtype") else np.asarray(bias)
 
 
 def _checked(q: Operand, k: Operand, v: Operand, scale: float | None) -> float:
     """The scale, once the shapes are known to fit."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ValueError(f"{name}: expected 4 axes (batch, heads, positions, features), got shape {x.shape}")
+        if np.ndim(raw(x)) != 4:
+            raise ValueError(f"{name}: expected 4 axes (batch, heads, positions, features), "
+                             f"got shape {np.shape(raw(x))}")
         if x.dtype.kind != "f":
             raise TypeError(f"{name}: expected floating numbers, got dtype {x.dtype}")
     if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
-        raise ValueError(f"k: expected batch {q.shape[0]} and {q.shape[3]} features as in q, got shape {k.shape}")
+        raise ValueError(f"k: expected batch {q.shape[0]} and {q.shape[3]} features as in q, "
+                         f"got shape {k.shape}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"k: expected a number of heads that divides the {q.shape[1]} of q, got shape {k.shape}")
+        raise ValueError(f"k: expected a number of heads that divides the {q.shape[1]} of q, "
+                         f"got shape {k.shape}")
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(f"v: expected shape {k.shape[:3]} before the features, as in k, got {v.shape}")
     return 1 / math.sqrt(q.shape[3]) if scale is None else scale

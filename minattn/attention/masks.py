@@ -1,8 +1,8 @@
 """Masks: who may look at whom, as predicates.
 
-A mask is a function ``mask(b, h, i, j) -> bool``: may query i of head h in batch b see key j?  True means visible.
-It is written with plain arithmetic, so the same function answers for four numbers and, given index arrays of
-shapes (B,1,1,1), (1,H,1,1), (1,1,N,1) and (1,1,1,M), for all of them at once.
+A mask is a function ``mask(b, h, i, j) -> bool``: may query i of head h in batch b see key j?  True means
+visible. It is written with plain arithmetic, so the same function answers for four numbers and, given index
+arrays of shapes (B,1,1,1), (1,H,1,1), (1,1,N,1) and (1,1,1,M), for all of them at once.
 
 ``causal``            j ≤ i: no key after the query
 ``padding(lengths)``  j < lengths[b]: no key beyond the end of its sequence
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,14 +26,12 @@ from minattn.autograd.engine import Array, raw
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 
-# Masks of this file depend on nothing but (b, h, i, j), so their arrays can be kept: mask -> {shape: array}.
-_kept: WeakKeyDictionary[MaskMod, dict] = WeakKeyDictionary()
 _KEPT_SHAPES = 8
 
 
 def _pure(mask: MaskMod) -> MaskMod:
-    """Note that the values of `mask` never change."""
-    _kept[mask] = {}
+    """Note that `mask` depends on nothing but (b, h, i, j), so that its array for a shape can be kept."""
+    mask.kept = {}  # type: ignore[attr-defined]
     return mask
 
 
@@ -48,31 +45,31 @@ _pure(causal)
 
 def padding(lengths: Array) -> MaskMod:
     """Keys within their sequence: ``j < lengths[b]``, with `lengths` (B,) of integers."""
-    lengths = _integers("lengths", lengths, ndim=1)
+    lengths = _integers("lengths", lengths, (1,))
     return _pure(lambda b, h, i, j: j < lengths[b])
 
 
 def prefix(n: int) -> MaskMod:
     """Causal, except that the first `n` keys are visible to every query: ``j <= i or j < n``."""
-    n = _count("n", n, least=0)
+    n = whole("n", n, 0)
     return _pure(lambda b, h, i, j: (j <= i) | (j < n))
 
 
 def sliding_window(w: int) -> MaskMod:
     """The last `w` keys, the query's own position included: ``i - w < j <= i``."""
-    w = _count("w", w)
+    w = whole("w", w)
     return _pure(lambda b, h, i, j: (i - w < j) & (j <= i))
 
 
 def block(size: int) -> MaskMod:
     """Block diagonal: query and key in the same block of `size` consecutive positions."""
-    size = _count("size", size)
+    size = whole("size", size)
     return _pure(lambda b, h, i, j: i // size == j // size)
 
 
 def document(ids: Array) -> MaskMod:
-    """Query and key in the same document: ``ids[b, i] == ids[b, j]``, with `ids` (B, N) or (N,) of integers."""
-    ids = _integers("ids", ids, ndim=(1, 2))
+    """Query and key in the same document: ``ids[b, i] == ids[b, j]``, with integers `ids` (B, N) or (N,)."""
+    ids = _integers("ids", ids, (1, 2))
     if ids.ndim == 1:
         return _pure(lambda b, h, i, j: ids[i] == ids[j])
     return _pure(lambda b, h, i, j: ids[b, i] == ids[b, j])
@@ -106,10 +103,15 @@ def at_positions(mod: Callable, queries: Array, keys: Array) -> Callable:
     mod : callable
         ``mask_mod(b, h, i, j)`` or ``score_mod(score, b, h, i, j)``.
     queries, keys : array of int
-        Position of each query, (N,), and of each key, (M,); (B, H, N) and (B, H, M) where they differ by head.
+        Position of each query, (N,), and of each key, (M,); or (B, H, N) and (B, H, M) if heads differ.
     """
-    queries, keys = (_integers(name, p, ndim=(1, 3)) for name, p in (("queries", queries), ("keys", keys)))
-    return lambda *a: mod(*a[:-2], _look_up(queries, *a[-4:-1]), _look_up(keys, *a[-4:-2], a[-1]))
+    queries, keys = _integers("queries", queries, (1, 3)), _integers("keys", keys, (1, 3))
+
+    def moved(*args: Any) -> Any:
+        *first, b, h, i, j = args  # `first` is the score, or nothing
+        return mod(*first, b, h, _look_up(queries, b, h, i), _look_up(keys, b, h, j))
+
+    return moved
 
 
 def _look_up(positions: Array, b: Any, h: Any, t: Any) -> Any:
@@ -122,18 +124,21 @@ def mask_array(mask_mod: MaskMod, B: int, H: int, N: int, M: int, xp: Any = np) 
     Raises
     ------
     TypeError
-        If the mask returns something other than booleans.
+        If `mask_mod` is not a function, or returns something other than booleans.
+    ValueError
+        If what it returns does not broadcast to (B, H, N, M).
     """
-    kept = _kept.get(mask_mod)
-    key = (B, H, N, M, xp.__name__)
+    if not callable(mask_mod):
+        raise TypeError(f"mask_mod: expected a function (b, h, i, j) -> bool, got {type(mask_mod).__name__}; "
+                        "an array m becomes one as lambda b, h, i, j: m[b, h, i, j]")
+    kept, key = getattr(mask_mod, "kept", None), (B, H, N, M, xp)
     if kept is not None and key in kept:
         return kept[key]
     visible = xp.asarray(mask_mod(*indices(B, H, N, M, xp)))
     if visible.dtype != bool:
         raise TypeError(f"mask_mod: expected booleans, True where visible, got dtype {visible.dtype}")
-    visible = visible.reshape((1,) * (4 - visible.ndim) + visible.shape)
+    visible = visible.reshape(fitting("mask_mod", visible.shape, (B, H, N, M)))
     if kept is not None:
-        visible.flags.writeable = False
         if len(kept) == _KEPT_SHAPES:
             kept.pop(next(iter(kept)))
         kept[key] = visible
@@ -141,8 +146,16 @@ def mask_array(mask_mod: MaskMod, B: int, H: int, N: int, M: int, xp: Any = np) 
 
 
 def indices(B: int, H: int, N: int, M: int, xp: Any = np) -> tuple:
-    """(b, h, i, j) as arrays that broadcast against one another: (B,1,1,1), (1,H,1,1), (1,1,N,1), (1,1,1,M)."""
-    return xp.ogrid[:B, :H, :N, :M]
+    """(b, h, i, j) as arrays of shapes (B,1,1,1), (1,H,1,1), (1,1,N,1), (1,1,1,M), which broadcast."""
+    return tuple(xp.ogrid[:B, :H, :N, :M])
+
+
+def fitting(name: str, shape: tuple[int, ...], full: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` with axes of size 1 put before it, once it is known to broadcast to `full`."""
+    sizes = (1,) * (len(full) - len(shape)) + tuple(shape)
+    if len(sizes) != len(full) or any(n not in (1, m) for n, m in zip(sizes, full, strict=True)):
+        raise ValueError(f"{name}: expected a shape that broadcasts to {full}, got {tuple(shape)}")
+    return sizes
 
 
 def _joined(masks: tuple, join: Callable) -> MaskMod:
@@ -156,21 +169,21 @@ def _joined(masks: tuple, join: Callable) -> MaskMod:
 
 def _inherit(mask: MaskMod, *parts: MaskMod) -> MaskMod:
     """A mask made of pure masks is pure."""
-    return _pure(mask) if all(p in _kept for p in parts) else mask
+    return _pure(mask) if all(hasattr(p, "kept") for p in parts) else mask
 
 
-def _integers(name: str, values: Array, ndim: int | tuple[int, ...]) -> Array:
+def _integers(name: str, values: Array, axes: tuple[int, ...]) -> Array:
     """A copy of `values`, so that later changes by the caller change no mask."""
-    values = raw(values)
-    values = namespace(values).array(values)
-    allowed = ndim if isinstance(ndim, tuple) else (ndim,)
-    if values.dtype.kind not in "iu" or values.ndim not in allowed:
-        axes = " or ".join(map(str, allowed))
-        raise ValueError(f"{name}: expected integers with {axes} axes, got {values.dtype} of shape {values.shape}")
+    values = namespace(raw(values)).array(raw(values))
+    if values.dtype.kind not in "iu" or values.ndim not in axes:
+        allowed = " or ".join(map(str, axes))
+        raise ValueError(f"{name}: expected integers with {allowed} axes, "
+                         f"got {values.dtype} of shape {values.shape}")
     return values
 
 
-def _count(name: str, n: int, least: int = 1) -> int:
-    if not isinstance(n, (int, np.integer)) or n < least:
-        raise ValueError(f"{name}: expected an integer ≥ {least}, got {n!r}")
+def whole(name: str, n: int, least: int = 1) -> int:
+    """`n` as an int, once it is known to be a whole number ≥ `least`."""
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least:
+        raise ValueError(f"{name}: expected a whole number ≥ {least}, got {n!r}")
     return int(n)

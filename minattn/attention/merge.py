@@ -1,7 +1,7 @@
 """Merging attention over parts of the keys.
 
-A softmax over a set of keys can be taken part by part. If part p gives the output o_p and the log-sum-exp of its
-scores ℓ_p, then over all the keys
+A softmax over a set of keys can be taken part by part. If part p gives the output o_p and the log-sum-exp
+ℓ_p of its scores, then over all the keys
 
     ℓ = ln Σ_p exp ℓ_p          o = Σ_p exp(ℓ_p − ℓ) o_p
 
@@ -51,10 +51,12 @@ def merge(outs: Sequence[Operand], lses: Sequence[Operand]) -> tuple[Operand, Op
         If there is nothing to merge, or the shapes do not fit.
     """
     if not outs or len(outs) != len(lses):
-        raise ValueError(f"lses: expected one for each of outs, and at least one, got {len(lses)} for {len(outs)}")
+        raise ValueError(f"lses: expected one for each of outs, and at least one, "
+                         f"got {len(lses)} for {len(outs)}")
     for o, lse in zip(outs, lses, strict=True):
         if tuple(lse.shape) != tuple(o.shape[:-1]):
-            raise ValueError(f"lses: expected shape {tuple(o.shape[:-1])} for an output {o.shape}, got {lse.shape}")
+            raise ValueError(f"lses: expected shape {tuple(o.shape[:-1])} for an output of shape {o.shape}, "
+                             f"got {lse.shape}")
     parts = stack(list(lses))
     weights = softmax(parts, 0)  # exp(ℓ_p − ℓ); all zero where every part is empty
     return sum(stack(list(outs)) * unsqueeze(weights, -1), 0), logsumexp(parts, 0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minattn.autograd import permute, reshape
-from minattn.autograd.engine import Array, Operand, Tensor
+from minattn.autograd.engine import Operand, Tensor
 from minattn.kernels import dropout
 from minattn.nn import HookPoint, Linear, Module
 
@@ -59,15 +59,18 @@ class MultiHeadAttention(Module):
         Output of each head before W^O.
     """
 
-    def __init__(self, d_model: int, n_heads: int, *, n_kv_heads: int | None = None, d_head: int | None = None,
-                 d_v: int | None = None, d_query: int | None = None, d_key: int | None = None,
-                 d_value: int | None = None, bias: bool = True, position: PositionEncoding | None = None,
-                 normalizer: str | Normalizer = "softmax", dropout: float = 0.0, rng: np.random.Generator) -> None:
+    def __init__(self, d_model: int, n_heads: int, *, n_kv_heads: int | None = None,
+                 d_head: int | None = None, d_v: int | None = None, d_query: int | None = None,
+                 d_key: int | None = None, d_value: int | None = None, bias: bool = True,
+                 position: PositionEncoding | None = None, normalizer: str | Normalizer = "softmax",
+                 dropout: float = 0.0, rng: np.random.Generator) -> None:
         self.n_heads, self.n_kv_heads = n_heads, n_heads if n_kv_heads is None else n_kv_heads
         if n_heads < 1 or self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads: expected a divisor of n_heads={n_heads}, got {self.n_kv_heads}")
         if d_head is None and d_model % n_heads:
-            raise ValueError(f"d_model: expected a multiple of n_heads={n_heads} (or say d_head), got {d_model}")
+            raise ValueError(f"d_model: expected a multiple of n_heads={n_heads} (or d_head), got {d_model}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
         normalizer_named(normalizer)
         d_head = d_model // n_heads if d_head is None else d_head
         d_v = d_head if d_v is None else d_v
@@ -98,7 +101,7 @@ class MultiHeadAttention(Module):
         bias : array, optional
             Added to the scores, broadcasting to (B, H, N, M).
         cache : KVCache, optional
-            Self-attention: the new keys and values are appended to it, the first query stands at ``cache.length``.
+            Self-attention: new keys and values are appended to it; query 0 stands at ``cache.length``.
             Cross-attention: the first call fills it, and later ones read it instead of `key` and `value`.
         """
         start = cache.length if cache is not None and key is None else 0

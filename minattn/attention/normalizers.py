@@ -1,7 +1,7 @@
 """Normalisers: what turns a row of scores into weights.
 
-A normaliser is a function ``normalizer(scores, dim)``. It receives −∞ where a key is masked and must give 0 there,
-with zero gradient; a row that is −∞ throughout gives zeros.
+A normaliser is a function ``normalizer(scores, dim)``. It receives −∞ where a key is masked and must give 0
+there, with zero gradient; a row that is −∞ throughout gives zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Normalizer = Callable[[Operand, int], Operand]
 
 
 def _descending(z: Array, dim: int) -> tuple[Array, Array]:
-    """z less its largest entry, sorted downwards along `dim`, and the ranks 1 … n in a shape that broadcasts."""
+    """z sorted downwards along `dim`, and ranks 1 … n that broadcast against it."""
     xp = namespace(z)
     n = z.shape[dim]
     ranks = xp.arange(1, n + 1, dtype=z.dtype).reshape((-1,) + (1,) * (z.ndim - 1 - dim % z.ndim))
@@ -100,5 +100,6 @@ def normalizer_named(normalizer: str | Normalizer) -> Normalizer:
     if callable(normalizer):
         return normalizer
     if normalizer not in NORMALIZERS:
-        raise ValueError(f"normalizer: expected a function or one of {sorted(NORMALIZERS)}, got {normalizer!r}")
+        names = ", ".join(map(repr, NORMALIZERS))
+        raise ValueError(f"normalizer: expected a function or one of {names}, got {normalizer!r}")
     return NORMALIZERS[normalizer]

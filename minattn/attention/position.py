@@ -1,8 +1,9 @@
 """Positions: attention alone does not know the order of its keys; these say where each one stands.
 
-Added to the embeddings: `Sinusoidal`, `Learned`. Inside attention: `RoPE` turns queries and keys by an angle that
-grows with position, so that their product depends on the distance alone; `ALiBi` lowers a score in proportion to the
-distance. The latter two are a `PositionEncoding`, which `MultiHeadAttention` takes as ``position=``.
+Added to the embeddings: `Sinusoidal`, `Learned`. Inside attention: `RoPE` turns queries and keys by an angle
+that grows with position, so that their product depends on the distance alone; `ALiBi` lowers a score in
+proportion to the distance. The latter two are a `PositionEncoding`, which `MultiHeadAttention` takes as
+``position=``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minattn.autograd import namespace, primitive
+from minattn.autograd import getitem, namespace, primitive
 from minattn.autograd.engine import Array, Operand, raw
 from minattn.nn.module import Module, Parameter
 
@@ -37,7 +38,7 @@ class PositionEncoding:
 
 
 def sinusoidal(positions: Array, D: int, base: float = 10000.0, dtype: Any = np.float32) -> Array:
-    """Entry 2m of position p is sin(p · base^(−2m/D)), entry 2m + 1 the cosine of the same angle; shape (…, D).
+    """Entry 2m of position p is sin(p · base^(−2m/D)), entry 2m + 1 the cosine of that angle; shape (…, D).
 
     Vaswani et al. 2017, section 3.5.
     """
@@ -61,7 +62,7 @@ class Sinusoidal(Module):
 
 
 class Learned(Module):
-    """x + one trained vector for each position, for x (B, N, D) whose first entry stands at position `offset`.
+    """x + one trained vector for each position, for x (B, N, D) whose first entry stands at `offset`.
 
     Parameters
     ----------
@@ -79,8 +80,9 @@ class Learned(Module):
     def forward(self, x: Operand, offset: int = 0) -> Operand:
         end = offset + x.shape[1]
         if end > len(self.weight):
-            raise ValueError(f"x: reaches position {end - 1}, but only {len(self.weight)} positions were learned")
-        return x + self.weight[offset:end]
+            raise ValueError(f"x: expected positions below {len(self.weight)}, as many as were learned, "
+                             f"got {end - 1}")
+        return x + getitem(self.weight, slice(offset, end))
 
 
 # ---- inside attention
@@ -100,7 +102,7 @@ def naive_rope(x: Array, positions: Array, base: float = 10000.0, pairing: str =
 
 
 def _rotated(x: Array, /, cos: Array, sin: Array, interleaved: bool) -> Array:
-    """The first features of x, as pairs, turned by the angles with this cosine and sine; the others as they are."""
+    """The first features of x, as pairs, turned by angles with these cosines and sines; the rest as is."""
     out = namespace(x).array(x)
     half = cos.shape[-1]
     first, second = ((slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved
@@ -118,7 +120,7 @@ rotated = primitive(_rotated, _d_rotated)
 
 
 class RoPE(PositionEncoding):
-    """Rotary position encoding: pair m of the features of position p is turned by the angle p · base^(−2m/dim).
+    """Rotary position encoding: feature pair m of position p is turned by the angle p · base^(−2m/dim).
 
     The product of a query at i and a key at j then depends on i − j alone.
 
@@ -129,8 +131,8 @@ class RoPE(PositionEncoding):
     base : float
         Sets the slowest angle.
     pairing : {"interleaved", "half"}
-        Which features form a pair: 2m with 2m + 1, as in the paper, or m with m + dim/2, as in GPT-NeoX and Llama.
-        Weights trained with one do not fit the other.
+        Which features form a pair: 2m with 2m + 1, as in the paper, or m with m + dim/2, as in GPT-NeoX and
+        Llama. Weights trained with one do not fit the other.
 
     References
     ----------
@@ -143,7 +145,7 @@ class RoPE(PositionEncoding):
         self.dim, self.base, self.interleaved = _even("dim", dim), base, pairing == "interleaved"
 
     def rotate(self, x: Operand, positions: Array) -> Operand:
-        """x (B, H, N, D) with its first `dim` features turned; `positions` (N,) or broadcasting to (B, H, N)."""
+        """x (B, H, N, D), its first `dim` features turned; `positions` (N,) or broadcasting to (B, H, N)."""
         if x.shape[-1] < self.dim:
             raise ValueError(f"x: expected at least dim={self.dim} features, got shape {x.shape}")
         xp = namespace(x)
@@ -155,7 +157,7 @@ class RoPE(PositionEncoding):
 def alibi_slopes(H: int) -> np.ndarray:
     """Slopes of H heads: 2^(−8/H), its square, its cube, … if H is a power of two.
 
-    Otherwise those of the next lower power of two P, and then every other slope of 2P, as in the authors' code.
+    Otherwise those of the next lower power of two P, then every other one of 2P, as in the authors' code.
     """
     if H < 1:
         raise ValueError(f"H: expected at least one head, got {H}")
@@ -179,7 +181,7 @@ class ALiBi(PositionEncoding):
 
 
 def like(x: Any, score: Any) -> Any:
-    """The constant x in the precision of `score`, so that a score function works in any; a number stays as it is."""
+    """The constant x in the precision of `score`, so that a score function works in any; numbers stay."""
     return namespace(score).asarray(x, dtype=score.dtype) if hasattr(score, "dtype") else x
 
 
