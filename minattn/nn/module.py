@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,8 +44,8 @@ class Module:
     """
 
     training = True
-    _forward_hooks: dict[int, Callable] = {}  # never written to: an instance with hooks has its own
-    _buffers: Mapping[str, bool] = {}  # name -> whether it is saved
+    _forward_hooks: Any = MappingProxyType({})  # an instance with hooks has a dictionary of its own
+    _buffers: Mapping[str, bool] = MappingProxyType({})  # name -> whether it is saved
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The function this module computes."""
@@ -69,7 +70,7 @@ class Module:
         Raises
         ------
         TypeError
-            If modules or parameters hide in a plain list, tuple or dictionary, where they would not be trained.
+            If modules or parameters hide in a plain list, tuple or dictionary: they would not be trained.
         """
         for name, value in vars(self).items():
             if isinstance(value, Module):
@@ -115,6 +116,15 @@ class Module:
         """Make the array `value` the attribute `name`, moved by `to` and, if persistent, saved."""
         self._buffers = {**self._buffers, name: persistent}
         setattr(self, name, raw(value))
+
+    def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
+        """Random generators that layers draw from while training, each once: part of what a run must resume."""
+        seen = set()
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, np.random.Generator) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield _join(prefix, name), value
 
     def get_submodule(self, path: str) -> Module:
         """The module that a path such as ``"blocks.0.attn"`` leads to; the empty path is this module."""
