@@ -47,8 +47,8 @@ class KVCache:
     def append(self, k: Operand, v: Operand) -> Cached:
         """Take over k (B, Hk, n, D) and v (B, Hk, n, Dv) of the next n positions.
 
-        Returns all that any of these n queries may look at: what was held before, and the new ones. The arrays
-        may be views, which the next call overwrites.
+        Returns all that any of these n queries may look at: what was held before, and the new ones. They may
+        be views, which the next call overwrites.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define append")
 

@@ -94,8 +94,7 @@ def attention(q: Operand, k: Operand, v: Operand, *, score_mod: ScoreMod | None 
     """
     if return_lse and normalizer != "softmax":
         raise ValueError(f"return_lse: the softmax alone has a log-sum-exp, got normalizer={normalizer!r}")
-    scale = _checked(q, k, v, scale)
-    shape = (*q.shape[:3], k.shape[2])
+    shape, scale = _checked(q, k, v, scale)
     if normalizer == "softmax" and score_mod is None and not (return_weights or return_lse) and shape[3]:
         hidden = None if mask_mod is None else _hidden(mask_array(mask_mod, *shape, xp=namespace(q)), q.dtype)
         extra = () if bias is None else (_fitted(bias, shape),)
@@ -114,8 +113,7 @@ def attention_scores(q: Operand, k: Operand, *, score_mod: ScoreMod | None = Non
                      mask_mod: MaskMod | None = None, bias: Operand | None = None,
                      scale: float | None = None) -> Operand:
     """Scores (B, H, N, M) of queries and keys: modified, biased, and −∞ where masked."""
-    scale = _checked(q, k, k, scale)
-    shape = (*q.shape[:3], k.shape[2])
+    shape, scale = _checked(q, k, k, scale)
     scores = reshape(_by_key_head(q * scale, k.shape[1]) @ k.swapaxes(-1, -2), shape)
     if score_mod is not None:
         scores = score_mod(scores, *indices(*shape, xp=namespace(q)))
@@ -205,8 +203,9 @@ def _fitted(bias: Operand, shape: tuple[int, ...]) -> Operand:
     return bias if hasattr(bias, "dtype") else np.asarray(bias)
 
 
-def _checked(q: Operand, k: Operand, v: Operand, scale: float | None) -> float:
-    """The scale, once the shapes are known to fit."""
+def _checked(q: Operand, k: Operand, v: Operand, scale: float | None
+             ) -> tuple[tuple[int, int, int, int], float]:
+    """Shape (B, H, N, M) of the scores and their scale, once the inputs are known to fit."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if np.ndim(raw(x)) != 4:
             raise ValueError(f"{name}: expected 4 axes (batch, heads, positions, features), "
@@ -221,4 +220,5 @@ def _checked(q: Operand, k: Operand, v: Operand, scale: float | None) -> float:
                          f"got shape {k.shape}")
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(f"v: expected shape {k.shape[:3]} before the features, as in k, got {v.shape}")
-    return 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    return shape, 1 / math.sqrt(q.shape[3]) if scale is None else scale
