@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import random
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def make_sdist(folder: Path, files: dict[str, bytes], setup: str = "", name: str
 def make_wheel(folder: Path, files: dict[str, bytes]) -> str:
     info = {
         "fake-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: fake\nVersion: 1.0\n",
-        "fake-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "fake-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "fake-1.0.dist-info/RECORD": b"",
     }
     with zipfile.ZipFile(folder / "fake-1.0-py3-none-any.whl", "w") as z:
