@@ -30,6 +30,14 @@ pytest_add_cli_args_test_selection = {tests}
 use_git_change_detection = false
 """
 
+SHOW = """
+import sys
+from mutmut.__main__ import find_mutant, get_diff_for_mutant
+for name in sys.argv[1:]:
+    print("#", name)
+    print(get_diff_for_mutant(name, path=find_mutant(name).path), end="\\n\\n")
+"""
+
 
 def tests_of(file: str) -> list[str]:
     """The test files that mirror a library file; if there is none of that name, all tests of its package."""
@@ -71,13 +79,13 @@ def main(arguments: list[str]) -> int:
     found = subprocess.run([*mutmut, "results", "--all", "true"], cwd=work, capture_output=True, text=True)
     status = dict(re.findall(r"^\s+(\S+): (.+)$", found.stdout, flags=re.M))
     counted = {name: verdict for name, verdict in status.items() if verdict != "skipped"}
-    if not counted:
-        print(f"No mutant was made (mutmut's exit status {run.returncode}); see above.")
+    if set(counted.values()) <= {"not checked"}:
+        print(
+            f"Nothing was checked: no mutant, or tests that fail without one (see above, {run.returncode})."
+        )
         return 1
     survivors = [name for name, verdict in counted.items() if verdict not in KILLED]
-    for name in survivors:
-        shown = subprocess.run([*mutmut, "show", name], cwd=work, capture_output=True, text=True)
-        print(shown.stdout.strip() or f"# {name}: {counted[name]}", end="\n\n")
+    subprocess.run([sys.executable, "-c", SHOW, *survivors], cwd=work)
     score = 100 * (1 - len(survivors) / len(counted))
     killed = len(counted) - len(survivors)
     print(f"{file}: {killed} of {len(counted)} mutants killed, {score:.1f} % (bar {BAR:.0f} %).")
