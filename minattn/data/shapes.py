@@ -83,12 +83,13 @@ def scenes(
     rng : numpy.random.Generator
         The source of everything drawn.
     batch, size, grid : int
-        Number of scenes, pixels and cells along a side; size a multiple of grid, a cell at least 6 pixels.
+        Number of scenes, pixels and cells along a side; size a multiple of grid.
     objects : (int, int)
         Fewest and most objects in a scene, both included; the number is uniform.
     scale : (float, float)
-        Range of an object's diameter in cells, at most 1. A wide range gives detection scenes: small objects
-        are placed anywhere within their cell. At the default all are of one size, and in the middle.
+        Range of an object's diameter in cells, at most 1, and at least 6 pixels. A wide range gives detection
+        scenes: small objects are placed anywhere within their cell. At the default all are of one size, and
+        in the middle.
     distinct : bool
         No two objects of a scene agree in both shape and colour.
     noise : float
@@ -120,7 +121,7 @@ def scenes(
     masks = np.zeros((batch, most, size, size), dtype=bool)
     masks.reshape(batch, most, *cells)[b, k, row, :, column] = patch
     images = np.empty((batch, size, size, 3))
-    images[:] = np.broadcast_to(np.asarray(background, dtype=np.float64), (batch, 3))[:, None, None]
+    images[:] = _ground(background, batch)[:, None, None]
     view = images.reshape(batch, *cells, 3)
     view[b, row, :, column] = np.where(patch[..., None], tint[:, None, None], view[b, row, :, column])
     images += noise * rng.standard_normal(images.shape, dtype=np.float32)
@@ -141,17 +142,26 @@ def _check(
     noise: float,
 ) -> None:
     at_least(1, batch=batch, size=size, grid=grid)
-    if size % grid or size // grid < 6:
-        raise ValueError(
-            f"size must be a multiple of grid with cells of at least 6 pixels, got {size} and {grid}"
-        )
+    if size % grid:
+        raise ValueError(f"size must be a multiple of grid, got {size} and {grid}")
     most = min(grid * grid, len(SHAPES) * len(COLOURS)) if distinct else grid * grid
     if not 0 <= objects[0] <= objects[1] <= most or objects[1] < 1:
         raise ValueError(f"objects must be 0 <= fewest <= most <= {most} with most >= 1, got {objects}")
-    if not 0.4 <= scale[0] <= scale[1] <= 1:
-        raise ValueError(f"scale must be 0.4 <= low <= high <= 1, got {scale}")
+    side = size // grid
+    if not 6 <= scale[0] * side or not scale[0] <= scale[1] <= 1:  # smaller ones could not be told apart
+        raise ValueError(f"scale must be 6 / {side} pixels of a cell <= low <= high <= 1, got {scale}")
     if not noise >= 0:
         raise ValueError(f"noise must not be negative, got {noise}")
+
+
+def _ground(background: ArrayLike, batch: int) -> NDArray[np.float64]:
+    """(batch, 3) colours from one number, one colour, or one for each scene."""
+    ground = np.asarray(background, dtype=np.float64)
+    if ground.shape not in ((), (3,), (batch, 3)) or not ((ground >= 0) & (ground <= 1)).all():
+        raise ValueError(
+            f"background must be in [0, 1] and a number, (3,) or ({batch}, 3), got shape {ground.shape}"
+        )
+    return np.broadcast_to(ground, (batch, 3))
 
 
 def _kinds(rng: np.random.Generator, batch: int, most: int, distinct: bool) -> NDArray[np.int64]:

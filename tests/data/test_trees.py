@@ -1,4 +1,4 @@
-"""Grammars: sentences are parsed again by an independent chart parser, and frequencies match probabilities."""
+"""Grammars: sentences are parsed again by an independent chart parser; frequencies match probabilities."""
 
 from collections import Counter
 from itertools import product
