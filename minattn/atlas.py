@@ -196,8 +196,9 @@ def status(root: str | Path = ROOT, register: Sequence[Paper] | None = None) -> 
     root : folder with `minattn/`, `tests/` and `chapters/`; what is absent counts as missing.
     register : the papers; by default the project's own.
     """
-    evidence = Evidence(Tree(root))
-    return [_row(evidence, paper) for paper in (papers() if register is None else register)]
+    with sources.collector_paused():
+        evidence = Evidence(Tree(root))
+        return [_row(evidence, paper) for paper in (papers() if register is None else register)]
 
 
 def _row(evidence: Evidence, paper: Paper) -> Row:
@@ -216,15 +217,15 @@ def contradictions(root: str | Path = ROOT, register: Sequence[Paper] | None = N
 
     A paper that is not yet built contradicts nothing; one that claims to be and is not does.
     """
-    tree = Tree(root)
-    evidence = Evidence(tree)
     known = {p.number: p for p in (papers() if register is None else register)}
-    problems = [*_misplaced(evidence, known), *_repeated_labels(evidence),
-                *_undefined_names(evidence), *_results(tree)]
-    for paper in known.values():
-        if evidence.of("built", paper):
-            problems += [f"paper {paper.number}: {m}" for m in missing_built(evidence, paper)]
-    return sorted({*problems, *tree.problems})
+    with sources.collector_paused():
+        evidence = Evidence(Tree(root))
+        problems = [*_misplaced(evidence, known), *_repeated_labels(evidence),
+                    *_undefined_names(evidence), *_results(evidence.tree)]
+        for paper in known.values():
+            if evidence.of("built", paper):
+                problems += [f"paper {paper.number}: {m}" for m in missing_built(evidence, paper)]
+    return sorted({*problems, *evidence.tree.problems})
 
 
 def _misplaced(evidence: Evidence, known: Mapping[int, Paper]) -> list[str]:

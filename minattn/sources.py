@@ -7,14 +7,16 @@ Nothing here is imported or run: Python files are read through their syntax tree
 from __future__ import annotations
 
 import ast
+import contextlib
+import gc
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["Tree", "declared_papers", "experiment_files", "has_code_cell", "marked_tests", "page_headings",
-           "page_labels", "public_definitions", "result_path", "runs_on_a_seed", "source_files",
-           "source_hash"]
+__all__ = ["Tree", "collector_paused", "declared_papers", "experiment_files", "has_code_cell", "marked_tests",
+           "page_headings", "page_labels", "public_definitions", "result_path", "runs_on_a_seed",
+           "source_files", "source_hash"]
 
 DOC_WORDS = 8          # a docstring of fewer words says nothing that the name does not say
 IMPORT_DEPTH = 5       # how many re-exports a public name may pass through
@@ -76,6 +78,18 @@ class Tree:
             if path.is_file():
                 return path
         return None
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Hold the garbage collector: among a million syntax nodes, none of them garbage, it takes 3 s of 4."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
@@ -203,25 +217,28 @@ def called_name(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def asserting_functions(module: ast.Module) -> set[str]:
-    """Names of the functions of a module that assert something, themselves or through one another.
+def asserts(function: ast.AST, others: dict[str, ast.AST]) -> bool:
+    """Whether a function asserts something, itself or through the functions that it calls.
 
     An assertion is an `assert` statement, `pytest.raises`, or a call of something named
     `assert...` or `check...`.
+
+    Parameters
+    ----------
+    function : the definition.
+    others : the functions of its module that have not been looked at: name -> definition.
     """
-    functions = [n for n in ast.walk(module) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    calls: dict[str, set[str]] = {}
-    asserting: set[str] = set()
-    for function in functions:
-        inside = list(ast.walk(function))
-        names = {called_name(n) for n in inside if isinstance(n, ast.Call)}
-        calls[function.name] = calls.get(function.name, set()) | names
-        if any(isinstance(n, ast.Assert) for n in inside) or any(
-                n == "raises" or n.startswith(("assert", "check")) for n in names):
-            asserting.add(function.name)
-    while grown := {f for f, names in calls.items() if f not in asserting and names & asserting}:
-        asserting |= grown
-    return asserting
+    called: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            name = called_name(node)
+            if name == "raises" or name.startswith(("assert", "check")):
+                return True
+            called.add(name)
+    unseen = {n: f for n, f in others.items() if n not in called}
+    return any(asserts(others[n], unseen) for n in called & others.keys())
 
 
 def marks(node: ast.expr) -> set[int]:
@@ -238,7 +255,7 @@ def marked_tests(tree: Tree, path: Path) -> dict[int, bool]:
     if "mark.paper" not in tree.text(path):
         return {}
     module = tree.module(path)
-    asserting = asserting_functions(module)
+    functions: dict[str, ast.AST] = {s.name: s for s in module.body if isinstance(s, DEFINITIONS)}
     found: dict[int, bool] = {}
 
     def visit(body: list[ast.stmt], inherited: set[int]) -> None:
@@ -250,7 +267,7 @@ def marked_tests(tree: Tree, path: Path) -> dict[int, bool]:
                 visit(node.body, papers)
             elif node.name.startswith("test"):
                 for n in papers:
-                    found[n] = found.get(n, False) or node.name in asserting
+                    found[n] = found.get(n, False) or asserts(node, functions)
 
     module_marks = set().union(*(marks(s.value) for s in module.body  # type: ignore[attr-defined]
                                  if "pytestmark" in assigned_names(s)))
@@ -312,17 +329,25 @@ def source_files(tree: Tree, path: Path) -> list[Path]:
     return sorted(found)
 
 
-def text_lines(module: ast.Module) -> tuple[set[int], set[int]]:
-    """Line numbers that belong to docstrings, and those inside other strings of several lines."""
-    docs: set[int] = set()
-    strings: set[int] = set()
-    for node in ast.walk(module):
-        if isinstance(node, (ast.Constant, ast.JoinedStr)) and node.end_lineno != node.lineno:
-            strings.update(range(node.lineno + 1, (node.end_lineno or node.lineno) + 1))
-        if isinstance(node, (ast.Module, *DEFINITIONS)) and ast.get_docstring(node, clean=False) is not None:
-            doc = node.body[0]
-            docs.update(range(doc.lineno, (doc.end_lineno or doc.lineno) + 1))
-    return docs, strings - docs
+def docstring_lines(module: ast.Module) -> tuple[set[int], int]:
+    """The line numbers that belong to docstrings, and how many docstrings there are."""
+    lines: set[int] = set()
+    count, waiting = 0, [module.body]
+    while waiting:
+        body = waiting.pop()
+        first = body[0] if body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(
+                first.value.value, str):
+            lines.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+            count += 1
+        waiting += [s.body for s in statements(body) if isinstance(s, DEFINITIONS)]
+    return lines, count
+
+
+def string_lines(module: ast.Module) -> set[int]:
+    """The line numbers on which a string goes on that began on an earlier line."""
+    return {line for node in ast.walk(module) if isinstance(node, (ast.Constant, ast.JoinedStr))
+            for line in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)}
 
 
 def code_lines(tree: Tree, path: Path) -> list[str]:
@@ -330,9 +355,12 @@ def code_lines(tree: Tree, path: Path) -> list[str]:
 
     A line inside a longer string is kept whatever it looks like: it may be CUDA source.
     """
-    docs, strings = text_lines(tree.module(path))
+    text, module = tree.text(path), tree.module(path)
+    docs, count = docstring_lines(module)
+    quotes = text.count('"""') + text.count("'''")
+    strings = string_lines(module) - docs if quotes > 2 * count else set()     # the walk is slow
     kept = []
-    for number, line in enumerate(tree.text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         comment = not line.strip() or line.lstrip().startswith("#")
         if number in strings or not (number in docs or comment):
             kept.append(line.rstrip())
