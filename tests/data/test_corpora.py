@@ -1,0 +1,74 @@
+"""Shakespeare and Milton: exact bytes, and that they are what the documentation says."""
+
+import hashlib
+import re
+
+import pytest
+
+from minattn.data import MILTON, SHAKESPEARE, CharVocabulary, milton, shakespeare, split
+from minattn.data.corpora import _clean, _first_act
+
+from .conftest import corpus
+
+
+@pytest.mark.parametrize(
+    ("load", "length", "alphabet", "sha256"),
+    [
+        (shakespeare, 1_142_758, 73, "aadffe5e7dd39804720916999cba2128dda9cb6e2e5905100013ab53d80410fa"),
+        (milton, 543_563, 66, "55ac7352b04a3c0b1ac3a5017ae60dd152e1ae6d5997e52bd72a356b1f297bc0"),
+    ],
+)
+def test_bytes_length_and_alphabet(load, length, alphabet, sha256):
+    text = corpus(load)
+    assert len(text) == length and len(set(text)) == alphabet
+    assert f"{length:,} characters over an alphabet of {alphabet}" in load.__doc__
+    assert hashlib.sha256(text.encode("ascii")).hexdigest() == sha256
+    assert not re.search(r"[^\n -~]|[ \t]\n|\n\n\n|THE END(?! OF)|[<>{}_&]\w+;", text) and text.endswith("\n")
+
+
+def test_plays_are_whole_and_in_order():
+    text = corpus(shakespeare)
+    marks = {
+        "hamlet": "To be, or not to be,--that is the question:--",
+        "julius_caesar": "Friends, Romans, countrymen",
+        "lear": "Blow, winds, and crack your cheeks!",
+        "macbeth": "Is this a dagger which I see before me",
+        "midsummer_nights_dream": "The course of true love never did run smooth",
+        "othello": "green-ey'd monster",
+        "romeo_and_juliet": "wherefore art thou Romeo?",
+        "tempest": "We are such stuff",
+        "twelfth_night": "If music be the food of love",
+    }
+    assert tuple(marks) == SHAKESPEARE
+    places = [text.index(mark) for mark in marks.values()]
+    assert places == sorted(places)
+    assert len(re.findall(r"(?m)^ACT (?:I\.?|1)$", text)) == 9
+    assert not re.search(r"(?i)dramatis personae|persons represented|by William Shakespeare|gutenberg", text)
+
+
+def test_validation_text_is_a_play_of_its_own():
+    ids = CharVocabulary(corpus(shakespeare)).encode(corpus(shakespeare))
+    _, validation = split(ids)
+    text = CharVocabulary(corpus(shakespeare)).decode(validation)
+    assert text.index("ACT I.") < 100 and "VIOLA." in text and "PROSPERO." not in text
+
+
+def test_poems_are_whole_and_without_line_numbers():
+    text = corpus(milton)
+    assert MILTON == ("paradiselost", "paradiseregained")
+    assert text.startswith("PARADISE LOST\nBOOK I.") and text.count("PARADISE REGAINED") == 1
+    assert (
+        text.index("Of Mans First Disobedience") < text.index("solitarie way") < text.index("I, WHO erewhile")
+    )
+    assert len(re.findall(r"(?m)^BOOK ", text)) == 10 and len(re.findall(r"(?m)^THE \w+ BOOK$", text)) == 4
+    assert not re.search(r"\d", text)
+
+
+def test_cleaning():
+    assert (
+        _clean("a  \n\n\n\nb\t\n{x] y/ z & c.\nfix&egrave;d\x1a\n\nTHE END.\n")
+        == "a\n\nb\n[x] y, z &c.\nfixed"
+    )
+    assert _first_act("Title\nACTORS\nACT I.\nx") == 13 and _first_act("ACT 1\n") == 0
+    with pytest.raises(ValueError, match="ACT I"):
+        _first_act("ACT II.\n")
