@@ -5,6 +5,7 @@ Pages are executed before Sphinx runs (``execute.py``); here their stored output
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from sphinx.environment import BuildEnvironment
 
 from . import api, header
 from .pages import Page, code_cells, code_hash, file_hash, sha256
+
+
+def bare_number(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A glued NumPy scalar as a plain number, so that ``{glue:text}`name:.2f``` can format it."""
+    text = output.get("data", {}).get("text/plain")
+    if "scrapbook" in output.get("metadata", {}) and text:
+        output.data["text/plain"] = re.sub(r"^np\.\w+\((.*)\)$", r"\1", text)
+    return output
 
 
 class StoredOutputs(NotebookClientBase):
@@ -34,7 +43,7 @@ class StoredOutputs(NotebookClientBase):
         self.notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
         for count, (cell, outputs) in enumerate(zip(cells, stored["outputs"], strict=True), 1):
             cell.execution_count = count
-            cell.outputs = [nbformat.from_dict(output) for output in outputs]
+            cell.outputs = [bare_number(nbformat.from_dict(output)) for output in outputs]
         self.exec_metadata = {
             "mtime": Page(name, root).store.stat().st_mtime,
             "runtime": stored["seconds"],

@@ -18,18 +18,15 @@ from sphinx.application import Sphinx
 from sphinx.errors import PycodeError
 from sphinx.pycode import ModuleAnalyzer
 
-BAR = re.compile(r"(`[^`]*`)|(?<!\\)\|(?=\S)")
+MARK = re.compile(r"(?P<code>`[^`]*`)|(?<!\\)(?P<mark>[|*]|(?<=\w)_(?!\w))")
 LINE = re.compile(r"^\{api\}`([\w.]+)`$", re.M)
 
 
 def modules_of(package: ModuleType) -> list[ModuleType]:
-    """The package's public modules in alphabetical order, or the module itself if it is no package."""
-    if not hasattr(package, "__path__"):
-        return [package]
-    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    return [
-        importlib.import_module(f"{package.__name__}.{name}") for name in names if not name.startswith("_")
-    ]
+    """The package itself, then its public modules in alphabetical order."""
+    inside = sorted(info.name for info in pkgutil.iter_modules(getattr(package, "__path__", [])))
+    names = [f"{package.__name__}.{name}" for name in inside if not name.startswith("_")]
+    return [package, *map(importlib.import_module, names)]
 
 
 def home(obj: Any) -> str | None:
@@ -65,23 +62,50 @@ def reference(package_name: str) -> str:
         if not names:
             continue
         lines = "\n".join(entry(package, module, name) for name in names)
-        about = "\n".join(plain_bars((inspect.getdoc(module) or "").splitlines()))
         heading = f"## {module.__name__.rpartition('.')[2]}\n\n" if module is not package else ""
-        parts.append(f"{heading}```{{eval-rst}}\n{about}\n\n{lines}\n```\n")
+        parts.append(f"{heading}```{{eval-rst}}\n{about(module)}\n\n{lines}\n```\n")
     return "\n".join(parts)
 
 
-def plain_bars(lines: list[str]) -> list[str]:
-    """Let the bars of |x| be bars: reStructuredText would look for a substitution between them."""
+def plain(lines: list[str]) -> list[str]:
+    """A docstring in which bars, stars and trailing underscores are just that, as they are in formulas.
+
+    Code between backticks, in doctests and in literal blocks stays as it is.
+    """
 
     def escape(match: re.Match[str]) -> str:
-        return match.group(1) or "\\|"
+        return match["code"] or f"\\{match['mark']}"
 
-    return [line if line.startswith("    ") else BAR.sub(escape, line) for line in lines]
+    out, literal, last = [], None, ""
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if literal is not None and line.strip() and indent <= literal:
+            literal = None
+        if literal is None and not line.lstrip().startswith((">>>", ".. ")):
+            out.append(MARK.sub(escape, line))
+        else:
+            out.append(line)
+        if line.strip():
+            last = line
+        if literal is None and last.rstrip().endswith("::"):
+            literal = len(last) - len(last.lstrip())
+    return out
 
 
 def process_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = plain_bars(lines)
+    lines[:] = plain(lines)
+
+
+def about(module: ModuleType) -> str:
+    """A module's docstring as reStructuredText: paragraphs as prose, anything indented as it stands."""
+    parts = []
+    for paragraph in re.split(r"\n\s*\n", inspect.getdoc(module) or ""):
+        lines = paragraph.splitlines()
+        if any(line.startswith(" ") for line in lines):
+            parts.append("::\n\n" + "\n".join(f"    {line}" for line in lines))
+        else:
+            parts.append("\n".join(plain(lines)))
+    return "\n\n".join(parts)
 
 
 def find_source(app: Sphinx, module_name: str) -> tuple[str, dict[str, tuple[str, int, int]]] | None:
@@ -114,4 +138,4 @@ def expand(app: Sphinx, name: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     app.connect("source-read", expand)
     app.connect("viewcode-find-source", find_source)
-    app.connect("autodoc-process-docstring", process_docstring, priority=900)
+    app.connect("autodoc-process-docstring", process_docstring, priority=100)
