@@ -58,7 +58,7 @@ def test_the_class_token_reads_every_patch_and_positions_matter():
 ])
 def test_bad_images_are_named(what, message):
     with pytest.raises(ValueError, match=message):
-        what(ViT(VIT, patch=2, channels=3, rng=np.random.default_rng(0)))
+        what(ViT(VIT, patch=2, channels=3, rng=np.random.default_rng(0)).to(np.float64))
 
 
 CONFIGS = [
