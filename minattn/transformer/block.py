@@ -8,6 +8,7 @@ The middle step exists in the decoder of an encoder–decoder alone.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,45 @@ from minattn.attention.position import ALiBi, PositionEncoding, RoPE
 from minattn.autograd.engine import Operand
 
 from .config import Config
+
+
+def naive_block(x: np.ndarray, state: dict[str, np.ndarray], heads: int) -> np.ndarray:
+    """A pre-norm block with layer norms, GELU and a causal mask on one sequence x (N, D), one number at a time.
+
+    `state` holds the weights under the names of ``Block.state_dict()``.
+    """
+    N, D = x.shape
+    E = D // heads
+
+    def norm(row, name):
+        centred = [r - math.fsum(row) / D for r in row]
+        deviation = math.sqrt(math.fsum(c * c for c in centred) / D + 1e-5)
+        return [c / deviation * w + b for c, w, b in zip(centred, state[f"{name}.weight"], state[f"{name}.bias"],
+                                                         strict=True)]
+
+    def linear(row, name):
+        return [math.fsum(w * r for w, r in zip(ws, row, strict=True)) + b
+                for ws, b in zip(state[f"{name}.weight"], state[f"{name}.bias"], strict=True)]
+
+    def gelu(t):
+        return t * 0.5 * (1 + math.erf(t / math.sqrt(2)))
+
+    rows = [norm(row, "norm1") for row in x.tolist()]
+    q, k, v = ([linear(row, f"attn.{c}_proj") for row in rows] for c in "qkv")
+    out = np.zeros((N, D))
+    for i in range(N):
+        mixed = []
+        for h in range(heads):
+            part = slice(h * E, (h + 1) * E)
+            scores = [math.fsum(a * b for a, b in zip(q[i][part], k[j][part], strict=True)) / math.sqrt(E)
+                      for j in range(i + 1)]
+            weights = [math.exp(s - max(scores)) for s in scores]
+            mixed += [math.fsum(w * v[j][part][e] for j, w in enumerate(weights)) / math.fsum(weights)
+                      for e in range(E)]
+        middle = [a + b for a, b in zip(x[i], linear(mixed, "attn.out_proj"), strict=True)]
+        hidden = [gelu(t) for t in linear(norm(middle, "norm2"), "mlp.up")]
+        out[i] = [a + b for a, b in zip(middle, linear(hidden, "mlp.down"), strict=True)]
+    return out
 
 
 def make_norm(config: Config) -> nn.Module:

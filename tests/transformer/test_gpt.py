@@ -37,6 +37,20 @@ def ids(B: int, N: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, SMALL.vocab, (B, N))
 
 
+@pytest.mark.parametrize("N, heads", [(1, 1), (5, 2), (7, 4)])
+def test_block_equals_the_naive_block(N, heads):
+    from minattn.attention import causal
+    from minattn.transformer.block import Block, naive_block
+
+    block = Block(replace(SMALL, d_model=8, heads=heads), rng=np.random.default_rng(0)).to(np.float64)
+    for p in block.parameters():
+        p.data = p.data + 0.3 * np.random.default_rng(p.size).standard_normal(p.shape)
+    x = np.random.default_rng(1).standard_normal((2, N, 8))
+    got = block(x, mask_mod=causal).data
+    want = np.stack([naive_block(row, block.state_dict(), heads) for row in x])
+    np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("B, N", [(1, 1), (3, 7), (2, 9)])
