@@ -122,16 +122,19 @@ class _Bounded(KVCache):
             self.mask_mod = either(self.mask_mod, lambda b, h, i, j: (j < sinks) & (j <= i))
         super().__init__()
 
+    def _visible(self, positions: np.ndarray, i: int) -> np.ndarray:
+        """Which of the positions up to i a query at i may see."""
+        return (positions < self.sinks) | (positions > i - self.w)
+
     def _seen_with(self, k: Array, v: Array) -> Cached:
-        """What is held, and the new entries after it: the first new query may still see the oldest key."""
+        """What the first new query sees of the old entries, and the new ones after it."""
         new = np.arange(self.length, self.length + k.shape[2])
         if self._k is None:
             return Cached(k, v, new)
         old, join = self.read(), namespace(k).concatenate
-        return Cached(join([old.keys, k], 2), join([old.values, v], 2), np.concatenate([old.positions, new]))
-
-    def _stays(self, positions: np.ndarray) -> np.ndarray:
-        return (positions < self.sinks) | (positions >= self.length - self.w)
+        see = self._visible(old.positions, self.length)
+        return Cached(join([old.keys[:, :, see], k], 2), join([old.values[:, :, see], v], 2),
+                      np.concatenate([old.positions[see], new]))
 
 
 class WindowCache(_Bounded):
@@ -153,7 +156,7 @@ class WindowCache(_Bounded):
         k, v = self._taken(k, v)
         seen = self._seen_with(k, v)
         self.length += k.shape[2]
-        stay = self._stays(seen.positions)
+        stay = self._visible(seen.positions, self.length - 1)
         self._k, self._v = seen.keys[:, :, stay], seen.values[:, :, stay]
         self._positions = seen.positions[stay]
         return seen
@@ -178,7 +181,7 @@ class RingCache(_Bounded):
             self._positions = np.zeros(self.sinks + self.w, dtype=np.intp)
         new = np.arange(self.length, self.length + k.shape[2])
         self.length += k.shape[2]
-        stay = self._stays(new)
+        stay = self._visible(new, self.length - 1)
         slots = np.where(new < self.sinks, new, self.sinks + (new - self.sinks) % self.w)[stay]
         self._k[:, :, slots], self._v[:, :, slots] = k[:, :, stay], v[:, :, stay]
         self._positions[slots] = new[stay]

@@ -114,7 +114,7 @@ def attention_scores(q: Operand, k: Operand, *, score_mod: ScoreMod | None = Non
                      scale: float | None = None) -> Operand:
     """Scores (B, H, N, M) of queries and keys: modified, biased, and −∞ where masked."""
     shape, scale = _checked(q, k, k, scale)
-    scores = reshape(_by_key_head(q * scale, k.shape[1]) @ k.swapaxes(-1, -2), shape)
+    scores = reshape(_by_key_head(q * scale, k.shape[1]) @ k.mT, shape)
     if score_mod is not None:
         scores = score_mod(scores, *indices(*shape, xp=namespace(q)))
         if scores.shape != shape:
@@ -159,7 +159,7 @@ def _hidden(visible: Array, dtype: Any) -> Array:
 
 def _plain_scores(q: Operand, k: Operand, bias: tuple, scale: float, hidden: Array | None) -> Operand:
     """scale · Q Kᵀ + bias + hidden."""
-    scores = reshape(_by_key_head(q * scale, k.shape[1]) @ k.swapaxes(-1, -2), (*q.shape[:3], k.shape[2]))
+    scores = reshape(_by_key_head(q * scale, k.shape[1]) @ k.mT, (*q.shape[:3], k.shape[2]))
     for extra in bias if hidden is None else (*bias, hidden):
         scores = scores + extra
     return scores
@@ -182,14 +182,14 @@ def _d_softmax_attention(g, out, q, k, v, *bias, scale, hidden, saved):
     Hk = k.shape[1]
     rows = _by_key_head(g, Hk)
     # ds = a ∘ (da − Σ_j a da) with da = g Vᵀ; the sum is o · g. On arrays −= and ∗= work in place.
-    ds = reshape(rows @ v.swapaxes(-1, -2), a.shape)
+    ds = reshape(rows @ v.mT, a.shape)
     ds -= (g * out) @ namespace(g).ones((g.shape[-1], 1), dtype=g.dtype)
     ds *= a
     grouped = _by_key_head(ds, Hk)
     return (
         lambda: reshape(grouped @ k, q.shape) * scale,
-        lambda: grouped.swapaxes(-1, -2) @ _by_key_head(q * scale, Hk),
-        lambda: _by_key_head(a, Hk).swapaxes(-1, -2) @ rows,
+        lambda: grouped.mT @ _by_key_head(q * scale, Hk),
+        lambda: _by_key_head(a, Hk).mT @ rows,
         *(ds for _ in bias),
     )
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from minattn.autograd import permute, reshape
-from minattn.autograd.engine import Operand, Tensor
+from minattn.autograd.engine import Operand, Tensor, raw
 from minattn.kernels import dropout
 from minattn.nn import HookPoint, Linear, Module
 
 from .cache import Cached, KVCache
 from .dot_product import attention, attention_scores, attention_weights, weighted_sum
-from .masks import MaskMod, at_positions, both
+from .masks import MaskMod, at_positions, both, whole
 from .normalizers import Normalizer, normalizer_named
 from .position import PositionEncoding
 
@@ -64,8 +64,9 @@ class MultiHeadAttention(Module):
                  d_key: int | None = None, d_value: int | None = None, bias: bool = True,
                  position: PositionEncoding | None = None, normalizer: str | Normalizer = "softmax",
                  dropout: float = 0.0, rng: np.random.Generator) -> None:
-        self.n_heads, self.n_kv_heads = n_heads, n_heads if n_kv_heads is None else n_kv_heads
-        if n_heads < 1 or self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
+        self.n_heads = whole("n_heads", n_heads)
+        self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if self.n_kv_heads < 1 or n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads: expected a divisor of n_heads={n_heads}, got {self.n_kv_heads}")
         if d_head is None and d_model % n_heads:
             raise ValueError(f"d_model: expected a multiple of n_heads={n_heads} (or d_head), got {d_model}")
@@ -102,13 +103,18 @@ class MultiHeadAttention(Module):
             Added to the scores, broadcasting to (B, H, N, M).
         cache : KVCache, optional
             Self-attention: new keys and values are appended to it; query 0 stands at ``cache.length``.
-            Cross-attention: the first call fills it, and later ones read it instead of `key` and `value`.
+            Cross-attention, with an `AppendCache`: the first call fills it, later ones read it and need no more
+            of `key` and `value`.
         """
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if x is not None and np.ndim(raw(x)) != 3:
+                raise ValueError(f"{name}: expected 3 axes (batch, positions, features), "
+                                 f"got shape {np.shape(raw(x))}")
         start = cache.length if cache is not None and key is None else 0
         here = np.arange(start, start + query.shape[1])
         q = self.hook_q(self.position.rotate(self._heads(self.q_proj(query), self.n_heads), here))
         if cache is not None and isinstance(q, Tensor) and q.requires_grad:
-            raise RuntimeError("cache: holds keys and values without their gradients; call inside no_grad()")
+            raise RuntimeError("cache: keeps keys and values without gradients; call inside no_grad()")
         if cache is not None and key is not None and cache.length:
             k, v, there = cache.read()
         else:
