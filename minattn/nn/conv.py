@@ -12,7 +12,6 @@ from minattn.kernels import conv1d, conv2d
 from . import init
 from .module import Module, Parameter
 
-
 Size = int | tuple[int, int]
 
 

@@ -118,7 +118,7 @@ class Module:
         setattr(self, name, raw(value))
 
     def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
-        """Random generators that layers draw from while training, each once: part of what a run must resume."""
+        """Random generators that layers draw from while training, each once: a resumed run needs them."""
         seen = set()
         for prefix, module in self.named_modules():
             for name, value in vars(module).items():
@@ -266,8 +266,8 @@ class Module:
         """``model(*args)``, and what passed on the way: name of module -> plain array (or tuple of arrays).
 
         By default every `HookPoint` is recorded, else the modules whose name matches one of the patterns
-        `names`, as in ``"blocks.*.attn"``. A module that runs again in the same pass is recorded as ``name:1``,
-        ``name:2`` and so on.
+        `names`, as in ``"blocks.*.attn"``. A module that runs again in the same pass is recorded as
+        ``name:1``, ``name:2`` and so on.
         """
         cache: dict[str, Any] = {}
         with recorded(self, names, cache):
@@ -335,4 +335,4 @@ def _refuse_hidden(name: str, values: Any) -> None:
     for value in values.values() if isinstance(values, dict) else values:
         if isinstance(value, (Module, Parameter)):
             raise TypeError(f"{name}: a {type(values).__name__} hides the {type(value).__name__} in it; use "
-                            "ModuleList or attributes, or, for what is not to be trained, a name with _ first")
+                            "ModuleList or attributes, or a name with _ first for what is not to be trained")
