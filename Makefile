@@ -49,7 +49,7 @@ serve: ## serve the built book on http://localhost:8000 (PORT=... for another)
 
 check-book: .venv/.dev ## read every built page in a browser: errors, links, both themes, two widths
 	@test -f _build/html/index.html || $(MAKE) --no-print-directory book
-	@$(PY) -m pytest tests/book/test_browser.py -q -m slow
+	@$(PY) -m pytest tests/book/test_browser.py -m browser
 	@echo "Next: look at the pictures in _build/screenshots"
 
 trained: .venv/.book
@@ -61,7 +61,7 @@ train: .venv/.book ## train the transformer of the book afresh
 
 # ---- the library ----------------------------------------------------------------------------------------------------
 test: .venv/.dev ## run all tests; part of them: make test TESTS=tests/attention
-	@$(ONE_THREAD) $(PY) -m pytest -n 2 $(TESTS)
+	@$(ONE_THREAD) $(PY) -m pytest -n 2 -m "not browser" $(TESTS)
 	@echo "Next: make book"
 
 claims: .venv/.dev ## run the papers' findings in miniature on three seeds; one paper: make claims PAPER=65

@@ -190,9 +190,10 @@ def test_marks_of_formulas_are_no_markup():
 
 
 def test_a_glued_numpy_number_is_a_bare_number():
-    def glued(text, **metadata):
-        return nbformat.from_dict({"data": {"text/plain": text}, "metadata": metadata})
+    def shown(text, kind="text/plain", **metadata):
+        return bare_number(nbformat.from_dict({"data": {kind: text}, "metadata": metadata})).data[kind]
 
-    assert bare_number(glued("np.float64(1e-05)", scrapbook={"name": "x"})).data["text/plain"] == "1e-05"
-    assert bare_number(glued("0.5", scrapbook={})).data["text/plain"] == "0.5"
-    assert bare_number(glued("np.float64(1e-05)")).data["text/plain"] == "np.float64(1e-05)"
+    assert shown("np.float64(1e-05)", scrapbook={"name": "x"}) == "1e-05"
+    assert shown("np.float64(1e-05)", "application/papermill.record/text/plain", scrapbook={}) == "1e-05"
+    assert shown("0.5", scrapbook={}) == "0.5"
+    assert shown("np.float64(1e-05)") == "np.float64(1e-05)"

@@ -20,9 +20,10 @@ from .pages import Page, code_cells, code_hash, file_hash, sha256
 
 def bare_number(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A glued NumPy scalar as a plain number, so that ``{glue:text}`name:.2f``` can format it."""
-    text = output.get("data", {}).get("text/plain")
-    if "scrapbook" in output.get("metadata", {}) and text:
-        output.data["text/plain"] = re.sub(r"^np\.\w+\((.*)\)$", r"\1", text)
+    if "scrapbook" in output.get("metadata", {}):
+        for kind, text in output.data.items():
+            if kind.endswith("text/plain"):  # with or without `application/papermill.record/` before it
+                output.data[kind] = re.sub(r"^np\.\w+\((.*)\)$", r"\1", text)
     return output
 
 

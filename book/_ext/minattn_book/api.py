@@ -35,22 +35,29 @@ def home(obj: Any) -> str | None:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Documented classes and functions that `module` defines, in the order of the file."""
+    """Documented classes and functions that `module` defines: those in ``__all__``, or all without _."""
     names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
-    objects = {name: getattr(module, name) for name in names}
-    mine = {module.__name__}
     return [
-        name for name, obj in objects.items() if callable(obj) and home(obj) in mine and inspect.getdoc(obj)
+        name
+        for name in names
+        if callable(obj := getattr(module, name)) and home(obj) == module.__name__ and inspect.getdoc(obj)
     ]
 
 
-def entry(package: ModuleType, module: ModuleType, name: str) -> str:
-    """The autodoc lines of one public name."""
-    obj = getattr(module, name)
-    path = package.__name__ if getattr(package, name, None) is obj else module.__name__
-    if inspect.isclass(obj):
-        return f".. autoclass:: {path}.{name}\n   :members:\n"
-    return f".. autofunction:: {path}.{name}\n"
+def entries(package: ModuleType, module: ModuleType) -> list[str]:
+    """The autodoc lines of a module: what the package exports of it, under the package's name; else all of it."""
+    exported = set(getattr(package, "__all__", ()))
+    shared = [
+        name for name in vars(module) if name in exported and home(getattr(module, name)) == module.__name__
+    ]
+    path, names = (package.__name__, shared) if shared else (module.__name__, public_names(module))
+    lines = []
+    for name in names:
+        if inspect.isclass(getattr(module, name)):
+            lines.append(f".. autoclass:: {path}.{name}\n   :members:\n")
+        else:
+            lines.append(f".. autofunction:: {path}.{name}\n")
+    return lines
 
 
 def reference(package_name: str) -> str:
@@ -58,10 +65,9 @@ def reference(package_name: str) -> str:
     package = importlib.import_module(package_name)
     parts = []
     for module in modules_of(package):
-        names = public_names(module)
-        if not names:
+        lines = "\n".join(entries(package, module))
+        if not lines:
             continue
-        lines = "\n".join(entry(package, module, name) for name in names)
         heading = f"## {module.__name__.rpartition('.')[2]}\n\n" if module is not package else ""
         parts.append(f"{heading}```{{eval-rst}}\n{about(module)}\n\n{lines}\n```\n")
     return "\n".join(parts)
