@@ -201,6 +201,12 @@ def test_a_name_re_exported_from_the_core_counts_and_a_plain_import_does_not(tre
     assert "cope_logits is not public" in missing(tree, "built")
 
 
+def test_documented_in_one_file_of_a_paper_is_documented(tree):
+    write(tree, "minattn/position/zebra.py", "PAPERS = (65,)\ndef cope_logits(q):\n    return q\n")
+    write(tree, "minattn/position/aardvark.py", "PAPERS = (65,)\ndef cope_logits(q):\n    return q\n")
+    assert missing(tree, "built") == ""
+
+
 def test_a_circle_of_imports_ends(tree):
     write(tree, "minattn/position/a.py", "from minattn.position.b import cope_logits\n")
     write(tree, "minattn/position/b.py", "from minattn.position.a import cope_logits\n")
@@ -284,7 +290,8 @@ def test_a_comment_inside_a_string_is_code(tree):
 
 def test_a_claim_depends_on_the_helpers_it_imports_and_on_nothing_else(tree):
     write(tree, CLAIM, EXPERIMENT + "from ._tasks import task\n")
-    helper = write(tree, "minattn/experiments/position/_tasks.py", "from minattn.position.task import task\n")
+    helper = write(tree, "minattn/experiments/position/_tasks.py", "from ._deeper import task\n")
+    write(tree, "minattn/experiments/position/_deeper.py", "from minattn.position.task import task\n")
     deep = write(tree, "minattn/position/task.py", "def task():\n    return 1\n")
     unrelated = write(tree, "minattn/position/other.py", "x = 1\n")
     files = sources.source_files(Tree(tree), tree / CLAIM)
@@ -293,6 +300,14 @@ def test_a_claim_depends_on_the_helpers_it_imports_and_on_nothing_else(tree):
     write(tree, "minattn/position/other.py", "x = 2\n")
     assert missing(tree, "claimed") == ""
     write(tree, "minattn/position/task.py", "def task():\n    return 2\n")
+    assert "is stale" in missing(tree, "claimed")
+
+
+def test_a_claim_depends_on_the_mechanism_of_its_paper_even_when_it_imports_none(tree):
+    write(tree, CLAIM, "PAPERS = (65,)\ndef run(seed):\n    pass\n")
+    write_result(tree, [finding(s) for s in (0, 1, 2)])
+    assert missing(tree, "claimed") == ""
+    write(tree, CODE, MECHANISM.replace("return q", "return k"))
     assert "is stale" in missing(tree, "claimed")
 
 

@@ -70,6 +70,7 @@ def test_a_bar_over_seeds_judges_them_together():
     assert Bar("x", "==", 0, "min").cleared(seeds) and Bar("x", "==", 5, "max").cleared(seeds)
     assert not Bar("x", ">=", 2).cleared(seeds)
     assert Bar("x", ">=", "y", "mean").cleared(seeds) and not Bar("x", ">=", "y").cleared(seeds)
+    assert Bar("x", "<", "y + 3", "mean").cleared(seeds) and not Bar("x", "<", "y + 1", "mean").cleared(seeds)
     assert str(Bar("x", ">=", 2, "mean")) == "x >= 2 (mean over seeds)" and str(Bar("x", "<", "y")) == "x < y"
 
 
