@@ -11,7 +11,7 @@ from .recurrent import GRU, LSTM, GRUCell, LSTMCell
 
 __all__ = [
     "ACTIVATIONS", "GEGLU", "GLU", "GRU", "LSTM", "MLP", "Activation", "BatchNorm", "BatchNorm1d",
-    "BatchNorm2d", "Bilinear", "Conv1d", "Conv2d", "Dropout", "Embedding", "GRUCell", "HookHandle", "HookPoint", "LSTMCell",
-    "LayerNorm", "Linear", "Module", "ModuleList", "Parameter", "RMSNorm", "ReGLU", "Sequential", "SwiGLU",
-    "activation", "init",
+    "BatchNorm2d", "Bilinear", "Conv1d", "Conv2d", "Dropout", "Embedding", "GRUCell", "HookHandle",
+    "HookPoint", "LSTMCell", "LayerNorm", "Linear", "Module", "ModuleList", "Parameter", "RMSNorm", "ReGLU",
+    "Sequential", "SwiGLU", "activation", "init",
 ]

@@ -224,5 +224,5 @@ def _before_end(x: Operand, lengths: Array | None) -> Array | None:
         return None
     (B, N, _), lengths = x.shape, np.asarray(lengths.get() if hasattr(lengths, "get") else raw(lengths))
     if lengths.shape != (B,) or lengths.dtype.kind not in "iu" or ((lengths < 0) | (lengths > N)).any():
-        raise ValueError(f"lengths: expected {B} integers in [0, {N}], got {lengths.dtype} {lengths.tolist()}")
+        raise ValueError(f"lengths: expected {B} integers in [0, {N}], got {lengths.tolist()}")
     return namespace(x).asarray((np.arange(N)[:, None] < lengths)[:, :, None])
