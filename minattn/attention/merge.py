@@ -20,13 +20,10 @@ from minattn.autograd.engine import Operand
 
 def naive_merge(outs: Sequence[np.ndarray], lses: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The same by the definition: weights exp ℓ_p, summed and divided (overflows where ℓ is large)."""
-    masses = [np.exp(lse) for lse in lses]
-    total = np.zeros_like(masses[0])
-    out = np.zeros_like(outs[0])
-    for part, mass in zip(outs, masses, strict=True):
-        total = total + mass
-        out = out + part * mass[..., None]
-    return out / np.where(total > 0, total, 1)[..., None], np.log(total)
+    masses = [np.exp(lse)[..., None] for lse in lses]
+    total = np.sum(masses, axis=0)
+    out = np.sum([mass * part for mass, part in zip(masses, outs, strict=True)], axis=0)
+    return out / np.where(total > 0, total, 1), np.log(total)[..., 0]
 
 
 def merge(outs: Sequence[Operand], lses: Sequence[Operand]) -> tuple[Operand, Operand]:
@@ -53,10 +50,10 @@ def merge(outs: Sequence[Operand], lses: Sequence[Operand]) -> tuple[Operand, Op
     if not outs or len(outs) != len(lses):
         raise ValueError(f"lses: expected one for each of outs, and at least one, "
                          f"got {len(lses)} for {len(outs)}")
-    for o, lse in zip(outs, lses, strict=True):
-        if tuple(lse.shape) != tuple(o.shape[:-1]):
-            raise ValueError(f"lses: expected shape {tuple(o.shape[:-1])} for an output of shape {o.shape}, "
-                             f"got {lse.shape}")
+    for p, lse in enumerate(lses):
+        if lse.shape != outs[p].shape[:-1]:
+            raise ValueError(f"lses[{p}]: expected shape {outs[p].shape[:-1]} for an output of shape "
+                             f"{outs[p].shape}, got {lse.shape}")
     parts = stack(list(lses))
     weights = softmax(parts, 0)  # exp(ℓ_p − ℓ); all zero where every part is empty
     return sum(stack(list(outs)) * unsqueeze(weights, -1), 0), logsumexp(parts, 0)

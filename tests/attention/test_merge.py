@@ -45,6 +45,13 @@ def test_any_split_of_the_keys_merges_to_the_whole(seed, M, n):
     assert np.allclose(lse, want_lse, rtol=0, atol=1e-13)
 
 
+def test_naive_by_hand():
+    outs = [np.array([[[[4.0]]]]), np.array([[[[1.0]]]])]
+    out, lse = naive_merge(outs, [np.log([[[1.0]]]), np.log([[[2.0]]])])
+    assert out.shape == (1, 1, 1, 1) and out.item() == pytest.approx((1 * 4 + 2 * 1) / 3)
+    assert lse.shape == (1, 1, 1) and lse.item() == pytest.approx(np.log(3))
+
+
 def test_equals_the_loops():
     _, q, k, v = inputs(0, 9)
     out, _ = merge(*parts(q, k, v, [[0, 8, 3], [1, 2], [4, 5, 6, 7]]))
@@ -149,12 +156,14 @@ def test_mistakes():
     refused("lses: expected one for each of outs, and at least one, got 0 for 0", [], [])
     refused("lses: expected one for each of outs, and at least one, got 1 for 2", [out, out], [lse])
     refused(
-        "lses: expected shape (1, 2, 3) for an output of shape (1, 2, 3, 4), got (1, 2, 3, 1)",
+        "lses[0]: expected shape (1, 2, 3) for an output of shape (1, 2, 3, 4), got (1, 2, 3, 1)",
         [out],
         [lse[..., None]],
     )
     refused(
-        "lses: expected shape (1, 2, 3) for an output of shape (1, 2, 3, 4), got (1, 2)", [out], [lse[..., 0]]
+        "lses[1]: expected shape (1, 2, 3) for an output of shape (1, 2, 3, 4), got (1, 2)",
+        [out, out],
+        [lse, lse[..., 0]],
     )
 
 
