@@ -45,11 +45,9 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def entries(package: ModuleType, module: ModuleType) -> list[str]:
-    """The autodoc lines of a module: what the package exports of it, under the package's name; else all of it."""
+    """The autodoc lines of a module: what its package exports, under the package's name; else all of it."""
     exported = set(getattr(package, "__all__", ()))
-    shared = [
-        name for name in vars(module) if name in exported and home(getattr(module, name)) == module.__name__
-    ]
+    shared = [name for name, obj in vars(module).items() if name in exported and home(obj) == module.__name__]
     path, names = (package.__name__, shared) if shared else (module.__name__, public_names(module))
     lines = []
     for name in names:
