@@ -1,0 +1,219 @@
+"""From next-token logits to sequences: greedy, sampling and beam search.
+
+All take ``step(ids) -> logits``: for sequences ids (B, N) of integers, the logits (B, V) of the token after
+the last one. A model that keeps a cache may be behind `step`; if beam search is to use it, give `step` a
+method ``reorder(rows)`` that makes row r of the cache what row ``rows[r]`` was.
+
+A sequence that has produced `eos` is finished and filled up with `eos`; decoding stops when all are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minattn.autograd import log_softmax, no_grad
+from minattn.autograd.engine import Array, Operand, raw
+
+__all__ = ["Beams", "beam_search", "filter_logits", "greedy", "sample"]
+
+Step = Callable[[Array], Operand]
+
+
+def _prompt(ids: Any, max_new: int) -> Array:
+    ids = np.asarray(raw(ids))
+    if ids.ndim != 2 or 0 in ids.shape or ids.dtype.kind not in "iu":
+        raise ValueError(f"ids: expected integers (B, N) with B, N ≥ 1, got {ids.dtype} of shape {ids.shape}")
+    if max_new < 0:
+        raise ValueError(f"max_new: expected a number of tokens of at least 0, got {max_new}")
+    return ids.astype(np.int64)
+
+
+def _logits(step: Step, ids: Array, eos: int | None) -> Array:
+    """The logits that `step` gives, in float64 on the CPU, found fit for decoding."""
+    with no_grad():
+        logits = raw(step(ids))
+    logits = np.asarray(logits.get() if hasattr(logits, "get") else logits, dtype=np.float64)
+    if logits.ndim != 2 or len(logits) != len(ids):
+        raise ValueError(f"step: expected logits ({len(ids)}, V) for ids {ids.shape}, got {logits.shape}")
+    if not np.isfinite(logits.max(-1)).all():  # a maximum of NaN is NaN
+        raise ValueError("step: the logits contain NaN or +∞, or leave no token possible")
+    if eos is not None and not 0 <= eos < logits.shape[1]:
+        raise ValueError(f"eos: expected a token in [0, {logits.shape[1]}), got {eos}")
+    return logits
+
+
+def _generate(step: Step, ids: Array, max_new: int, choose: Callable[[Array], Array],
+              eos: int | None) -> Array:
+    """Append the token that `choose` picks from the logits, until there are `max_new` or all are finished."""
+    ids = _prompt(ids, max_new)
+    finished = np.zeros(len(ids), bool)
+    for _ in range(max_new):
+        token = choose(_logits(step, ids, eos))
+        if eos is not None:
+            token = np.where(finished, eos, token)
+            finished |= token == eos
+        ids = np.concatenate([ids, token[:, None]], 1)
+        if finished.all():
+            break
+    return ids
+
+
+def greedy(step: Step, ids: Array, max_new: int, *, eos: int | None = None) -> Array:
+    """Append the most likely token, `max_new` times; returns prompt and continuation (B, N + new)."""
+    return _generate(step, ids, max_new, lambda logits: logits.argmax(-1), eos)
+
+
+def filter_logits(logits: Array, *, temperature: float = 1.0, top_k: int | None = None,
+                  top_p: float | None = None, min_p: float | None = None) -> Array:
+    """Logits (…, V) divided by the temperature, with −∞ for tokens that are not to be sampled.
+
+    Parameters
+    ----------
+    temperature : float
+        Above 0; below 1 sharpens the distribution, above 1 flattens it.
+    top_k : int, optional
+        Keep the k most likely tokens (and those as likely as the k-th).
+    top_p : float, optional
+        Keep the smallest set of most likely tokens whose probabilities sum to at least p: a token stays if
+        the more likely ones sum to less than p.
+    min_p : float, optional
+        Keep tokens at least p times as likely as the most likely one.
+
+    The filters apply one after the other, each to what the one before left, in this order.
+    """
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"temperature: expected a number above 0, got {temperature} (at 0: greedy)")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: expected at least 1, got {top_k}")
+    for name, p in (("top_p", top_p), ("min_p", min_p)):
+        if p is not None and not 0 < p <= 1:
+            raise ValueError(f"{name}: expected a number in (0, 1], got {p}")
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = np.sort(logits, -1)[..., -top_k, None]
+        logits = np.where(logits >= least, logits, -np.inf)
+    if top_p is not None:
+        order = np.argsort(-logits, -1, kind="stable")
+        probs = np.exp(log_softmax(np.take_along_axis(logits, order, -1), -1))
+        kept = np.empty(logits.shape, bool)
+        np.put_along_axis(kept, order, np.cumsum(probs, -1) - probs < top_p, -1)
+        logits = np.where(kept, logits, -np.inf)
+    if min_p is not None:
+        least = logits.max(-1, keepdims=True) + np.log(min_p)
+        logits = np.where(logits >= least, logits, -np.inf)
+    return logits
+
+
+def _draw(logits: Array, rng: np.random.Generator) -> Array:
+    """One token of each row, token c with probability softmax(logits)_c: where a uniform number falls."""
+    weight = np.exp(logits - logits.max(-1, keepdims=True))
+    total = np.cumsum(weight, -1)
+    mark = rng.random((len(logits), 1)) * total[:, -1:]
+    token = (total <= mark).sum(-1)  # the first whose running total passes the mark, so never one of weight 0
+    last = logits.shape[-1] - 1 - (weight[:, ::-1] > 0).argmax(-1)
+    return np.minimum(token, last)  # in case rounding puts the mark on the total itself
+
+
+def sample(step: Step, ids: Array, max_new: int, *, rng: np.random.Generator, temperature: float = 1.0,
+           top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+           eos: int | None = None) -> Array:
+    """Append tokens drawn from softmax(logits), filtered as in `filter_logits`; returns (B, N + new)."""
+
+    def choose(logits: Array) -> Array:
+        kept = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        return _draw(kept, rng)
+
+    return _generate(step, ids, max_new, choose, eos)
+
+
+class Beams(NamedTuple):
+    """The best sequences found for each prompt, best first.
+
+    Attributes
+    ----------
+    ids : array (B, K, N + new)
+        Prompts and continuations, filled up with `eos` (or 0 if there is none).
+    scores : array (B, K)
+        ln-probability of the continuation over its length to the power of the length penalty; −∞ where fewer
+        than K sequences are possible.
+    lengths : array (B, K)
+        Tokens of the continuation, `eos` included.
+    """
+
+    ids: Array
+    scores: Array
+    lengths: Array
+
+
+def _best(scores: Array, k: int) -> Array:
+    """Indices of the k largest scores in each row, largest first, the earlier of equals first."""
+    return np.argsort(-scores, -1, kind="stable")[:, :k]
+
+
+def _keep_best(done: Beams, new: Beams) -> Beams:
+    """The K best of two sets of finished sequences."""
+    K = done.scores.shape[1]
+    width = max(done.ids.shape[2], new.ids.shape[2])
+    parts = []
+    for a, b in zip(done, new, strict=True):
+        if a.ndim == 3:
+            a, b = (np.pad(x, ((0, 0), (0, 0), (0, width - x.shape[2])), constant_values=-1) for x in (a, b))
+        parts.append(np.concatenate([a, b], 1))
+    order = _best(parts[1], K)
+    rows = np.arange(len(order))[:, None]
+    return Beams(*(part[rows, order] for part in parts))
+
+
+def _widen(ids: Array, scores: Array, K: int) -> tuple[Array, Array, Array]:
+    """The K best one-token continuations of open sequences (B, K, N), scored (B, K, V), and their parents."""
+    B, _, V = scores.shape
+    rows, flat = np.arange(B)[:, None], scores.reshape(B, -1)
+    chosen = _best(flat, K)
+    parent, token = chosen // V, chosen % V
+    return np.concatenate([ids[rows, parent], token[..., None]], 2), flat[rows, chosen], parent
+
+
+def beam_search(step: Step, ids: Array, max_new: int, beams: int, *, eos: int | None = None,
+                length_penalty: float = 1.0) -> Beams:
+    """The `beams` best continuations that are found by keeping so many open ones at each length.
+
+    The score of a continuation of n tokens is (Σ ln p) / n^length_penalty; it ends with `eos` or after
+    `max_new` tokens. With 0 the most likely continuation wins, with 1 the one most likely per token. With at
+    least V^max_new beams nothing is ever dropped, and the result is the exact optimum.
+
+    Every ending of an open sequence competes for a place among the finished ones. Open sequences, all of one
+    length, are ranked by ln-probability. The search stops once no open sequence can enter the finished ones.
+    """
+    ids = _prompt(ids, max_new)
+    if max_new < 1:
+        raise ValueError(f"max_new: expected at least 1, got {max_new}")
+    if beams < 1:
+        raise ValueError(f"beams: expected at least 1, got {beams}")
+    if not length_penalty >= 0:
+        raise ValueError(f"length_penalty: expected a number of at least 0, got {length_penalty}")
+    (B, N), K = ids.shape, beams
+    ids = np.repeat(ids[:, None], K, 1)
+    scores = np.full((B, K), -np.inf)
+    done = Beams(ids, scores, np.zeros((B, K), np.int64))
+    scores = np.where(np.arange(K) == 0, 0.0, scores)  # all beams start as the same sequence: only one counts
+    for n in range(1, max_new + 1):
+        logp = log_softmax(_logits(step, ids.reshape(B * K, -1), eos), -1)
+        wider = scores[..., None] + logp.reshape(B, K, -1)
+        if eos is not None:
+            ended = np.concatenate([ids, np.full((B, K, 1), eos)], 2)
+            done = _keep_best(done, Beams(ended, wider[..., eos] / n**length_penalty, np.full((B, K), n)))
+            wider[..., eos] = -np.inf
+        ids, scores, parent = _widen(ids, wider, K)
+        if hasattr(step, "reorder"):
+            step.reorder((np.arange(B)[:, None] * K + parent).reshape(-1))
+        if (scores[:, 0] / max_new**length_penalty <= done.scores[:, -1]).all():
+            break  # ln-probabilities only fall: at no length would an open sequence enter
+    else:
+        done = _keep_best(done, Beams(ids, scores / max_new**length_penalty, np.full((B, K), max_new)))
+    lengths = np.where(done.scores > -np.inf, done.lengths, 0)
+    filler = 0 if eos is None else eos
+    kept = np.arange(done.ids.shape[2]) < N + lengths[..., None]
+    return Beams(np.where(kept, done.ids, filler), done.scores, lengths)
