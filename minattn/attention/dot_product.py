@@ -31,26 +31,25 @@ ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
 def naive_attention(q: Array, k: Array, v: Array, *, score_mod: ScoreMod | None = None,
                     mask_mod: MaskMod | None = None, bias: Array | None = None,
                     scale: float | None = None) -> Array:
-    """Softmax attention, one number at a time, in float64: the definition all else is checked against."""
+    """Softmax attention, one number at a time, in float64: what all else must equal."""
+    q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
     (B, H, N, D), (_, Hk, M, Dv) = q.shape, v.shape
     scale = 1 / math.sqrt(D) if scale is None else scale
-    bias = np.zeros((B, H, N, M)) if bias is None else np.broadcast_to(bias, (B, H, N, M))
+    bias = np.broadcast_to(0.0 if bias is None else bias, (B, H, N, M))
     out = np.zeros((B, H, N, Dv))
-    for b in range(B):
-        for h in range(H):
-            g = h * Hk // H  # the key head of query head h
-            for i in range(N):
-                scores = {}
-                for j in range(M):
-                    if mask_mod is None or mask_mod(b, h, i, j):
-                        s = scale * math.fsum(float(q[b, h, i, d]) * float(k[b, g, j, d]) for d in range(D))
-                        s = s if score_mod is None else score_mod(s, b, h, i, j)
-                        scores[j] = s + float(bias[b, h, i, j])
-                largest = max(scores.values(), default=0.0)
-                total = math.fsum(math.exp(s - largest) for s in scores.values())
-                for j, s in scores.items():
-                    for d in range(Dv):
-                        out[b, h, i, d] += math.exp(s - largest) / total * float(v[b, g, j, d])
+    for b, h, i in np.ndindex(B, H, N):
+        g = h * Hk // H  # the key head of query head h
+        scores = {}
+        for j in range(M):
+            if mask_mod is None or mask_mod(b, h, i, j):
+                s = scale * math.fsum(q[b, h, i, d] * k[b, g, j, d] for d in range(D))
+                s = s if score_mod is None else score_mod(s, b, h, i, j)
+                scores[j] = s + bias[b, h, i, j]
+        largest = max(scores.values(), default=0.0)
+        total = math.fsum(math.exp(s - largest) for s in scores.values())
+        for j, s in scores.items():
+            for d in range(Dv):
+                out[b, h, i, d] += math.exp(s - largest) / total * v[b, g, j, d]
     return out
 
 
@@ -167,21 +166,22 @@ def _plain_scores(q: Operand, k: Operand, bias: tuple, scale: float, hidden: Arr
 
 def _softmax_attention(q: Array, k: Array, v: Array, *bias: Array, scale: float,
                        hidden: Array | None) -> tuple[Array, Array]:
-    """softmax(scale · Q Kᵀ + bias + hidden) V in one step; the weights are kept for the backward pass."""
+    """softmax(scale · Q Kᵀ + bias + hidden) V, keeping the weights for the way back."""
     a = _plain_scores(q, k, bias, scale, hidden)
     xp = namespace(a)
     largest = a.max(-1, keepdims=True)
     a -= xp.where(largest == -np.inf, 0, largest)
     xp.exp(a, out=a)
-    total = a @ xp.ones((a.shape[-1], 1), dtype=a.dtype)  # row sums, faster than by sum()
+    total = a @ xp.ones((a.shape[-1], 1), dtype=a.dtype)  # faster than sum
     a /= xp.where(total == 0, 1, total)
     return weighted_sum(a, v), a
 
 def _d_softmax_attention(g, out, q, k, v, *bias, scale, hidden, saved):
-    a = attention_weights(_plain_scores(q, k, bias, scale, hidden)) if saved is None else saved
-    Hk = k.shape[1]
+    a, Hk = saved, k.shape[1]
+    if a is None:
+        a = attention_weights(_plain_scores(q, k, bias, scale, hidden))
     rows = _by_key_head(g, Hk)
-    # ds = a ∘ (da − Σ_j a da) with da = g Vᵀ; the sum is o · g. On arrays −= and ∗= work in place.
+    # ds = a ∘ (da − Σ_j a da) with da = g Vᵀ; the sum is o · g. Arrays change in place.
     ds = reshape(rows @ v.mT, a.shape)
     ds -= (g * out) @ namespace(g).ones((g.shape[-1], 1), dtype=g.dtype)
     ds *= a

@@ -103,7 +103,7 @@ class MultiHeadAttention(Module):
             Added to the scores, broadcasting to (B, H, N, M).
         cache : KVCache, optional
             Self-attention: new keys and values are appended to it; query 0 stands at ``cache.length``.
-            Cross-attention, with an `AppendCache`: the first call fills it, later ones read it instead of `key`
+            Cross-attention, with an `AppendCache`: the first call fills it, later ones read it, not `key`
             and `value`.
         """
         for name, x in (("query", query), ("key", key), ("value", value)):
