@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,8 +80,13 @@ class Tensor:
         assign a new one rather than writing into it, since several tensors may share it.
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "_op", "_args", "_options", "_saved", "_birth", "__weakref__")
+    __slots__ = ("__weakref__", "_args", "_birth", "_op", "_options", "_saved", "data", "grad", "requires_grad")
     __array_ufunc__ = None  # ndarray + Tensor asks Tensor.__radd__; np.exp(Tensor) raises instead of detaching
+    data: Any
+    _args: Any
+    _options: Any
+    _saved: Any
+    __getitem__: Any  # like the other operators and the methods, defined in tensor.py
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
@@ -153,10 +159,10 @@ class Tensor:
         return bool(self.data)
 
     def __float__(self) -> float:
-        return float(self.data)
+        return float(self.item())
 
     def __int__(self) -> int:
-        return int(self.data)
+        return int(self.item())
 
     def __index__(self) -> int:
         return self.data.__index__()
@@ -193,8 +199,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     return Tensor(array.copy(), requires_grad)
 
 
-def primitive(forward: Callable, derivative: Callable | None = None, name: str | None = None,
-              saves: bool = False) -> Callable:
+def primitive(forward: Callable, derivative: Callable, name: str | None = None, saves: bool = False) -> Callable:
     """Make a differentiable function out of a forward function on arrays and its derivative.
 
     Parameters
@@ -222,17 +227,19 @@ def primitive(forward: Callable, derivative: Callable | None = None, name: str |
 
     signature = inspect.signature(forward)
     kinds = [p.kind for p in signature.parameters.values()]
-    limit = 10**9 if inspect.Parameter.VAR_POSITIONAL in kinds else kinds.count(inspect.Parameter.POSITIONAL_ONLY)
+    limit = sys.maxsize if inspect.Parameter.VAR_POSITIONAL in kinds else kinds.count(inspect.Parameter.POSITIONAL_ONLY)
     names = list(signature.parameters)[limit:]
+    if limit == 0:
+        raise ValueError(f"forward: expected a slash after its differentiable arguments, as in f(x, /), got {signature}")
 
     def apply(*args: Any, **options: Any) -> Any:
         if len(args) > limit:
             if len(args) > limit + len(names):
                 raise TypeError(f"{apply.__name__}{signature}: got {len(args)} arguments")
-            options.update(zip(names, args[limit:], strict=False))
+            options = dict(**dict(zip(names, args[limit:], strict=False)), **options)
             args = args[:limit]
         arrays = []
-        dtype, mixed, wrap, record = None, False, False, False
+        dtype, mixed, wrap, record, exact = None, False, False, False, True
         for a in args:
             if isinstance(a, Tensor):
                 wrap = True
@@ -243,12 +250,14 @@ def primitive(forward: Callable, derivative: Callable | None = None, name: str |
                     arrays.append(a)
                     continue
                 a = as_array(a)
+                exact = False
             if a.dtype is not dtype:
                 mixed = dtype is not None
                 dtype = a.dtype
             arrays.append(a)
         if mixed:
             arrays = _agree(apply.__name__, arrays)
+            exact = False
         out = forward(*arrays, **options)
         saved = None
         if saves:
@@ -256,7 +265,10 @@ def primitive(forward: Callable, derivative: Callable | None = None, name: str |
         if not wrap:
             return out
         result = Tensor(out)
-        if record and _mode.recording and derivative is not None:
+        if record and _mode.recording:
+            if not exact:  # constants as the forward pass saw them, so that the derivative has them in its dtype
+                args = tuple(a if isinstance(a, Tensor) and a.requires_grad else b
+                             for a, b in zip(args, arrays, strict=True))
             result.requires_grad = True
             result._op, result._args, result._options, result._saved = apply, args, options, saved
         return result
@@ -271,11 +283,10 @@ def primitive(forward: Callable, derivative: Callable | None = None, name: str |
 
 def _agree(name: str, arrays: list) -> list:
     """Give operands of unequal dtype one dtype: integers and booleans follow the floats; floats must agree."""
-    strong = {a.dtype for a in arrays if isinstance(a, _ndarray) or hasattr(a, "dtype")}
-    floats = {d for d in strong if d.kind == "f"} or {np.dtype(d.char.lower()) for d in strong if d.kind == "c"}
-    widths = floats | {np.dtype(d.char.lower()) for d in strong if d.kind == "c"}
-    if len(widths) > 1:
-        found = ", ".join(sorted(str(d) for d in strong))
+    dtypes = {a.dtype for a in arrays if hasattr(a, "dtype")}
+    floats = {np.dtype(d.char.lower()) for d in dtypes if d.kind in "fc"}  # complex64 has parts of type float32
+    if len(floats) > 1:
+        found = ", ".join(sorted(str(d) for d in dtypes))
         raise TypeError(f"{name}: operands must share one floating dtype, got {found}; convert one with .to(dtype)")
     if not floats:
         return arrays  # integers and booleans only: NumPy's own promotion
@@ -312,11 +323,11 @@ def override_derivative(op: Callable, rule: Callable) -> Iterator[None]:
     if not hasattr(op, "derivative"):
         raise TypeError(f"op: expected a primitive, got {getattr(op, '__name__', op)!r}")
     before = op.derivative
-    op.derivative = rule  # type: ignore[attr-defined]
+    op.derivative = rule
     try:
         yield
     finally:
-        op.derivative = before  # type: ignore[attr-defined]
+        op.derivative = before
 
 
 def _ancestors(outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -343,13 +354,13 @@ def _birth_of(t: Tensor) -> int:
     return t._birth
 
 
-def _on_the_way(order: list[Tensor], inputs: Sequence[Tensor]) -> set[int]:
-    """The tensors of `order` through which the outputs depend on one of `inputs`."""
-    useful = {id(t) for t in inputs}
+def _made_from(order: list[Tensor], inputs: set[int]) -> set[int]:
+    """The tensors of `order` that depend on one of `inputs`."""
+    made: set[int] = set()
     for t in order:
-        if t._op is not None and any(isinstance(a, Tensor) and id(a) in useful for a in t._args):
-            useful.add(id(t))
-    return useful
+        if t._op is not None and any(id(a) in inputs or id(a) in made for a in t._args):
+            made.add(id(t))
+    return made
 
 
 def _seed(t: Tensor, gradient: Operand, create_graph: bool) -> Operand:
@@ -362,14 +373,14 @@ def _seed(t: Tensor, gradient: Operand, create_graph: bool) -> Operand:
         gradient = namespace(t.data).ones_like(t.data)
     elif np.shape(gradient.data if isinstance(gradient, Tensor) else gradient) != t.shape:
         raise ValueError(f"gradient: expected shape {t.shape}, got {np.shape(gradient)}")
-    if not isinstance(gradient, Tensor):
-        gradient = namespace(t.data).asarray(gradient, dtype=t.dtype)
-        return Tensor(gradient) if create_graph else gradient
-    return gradient if create_graph else gradient.data
+    if create_graph and isinstance(gradient, Tensor):
+        return gradient
+    gradient = namespace(t.data).asarray(raw(gradient), dtype=t.dtype)
+    return Tensor(gradient) if create_graph else gradient
 
 
 def _match(g: Operand, a: Tensor) -> Operand:
-    """Bring a gradient to the shape and kind of its input: the derivative of broadcasting is summation."""
+    """Bring a gradient to the shape and dtype of its input: the derivative of broadcasting is summation."""
     if g.shape != a.data.shape:
         from .reduce import sum_to
 
@@ -378,6 +389,10 @@ def _match(g: Operand, a: Tensor) -> Operand:
         from .spectral import real
 
         g = real(g)
+    if g.dtype != a.dtype:
+        from .elementwise import astype
+
+        g = astype(g, dtype=a.dtype)
     return g
 
 
@@ -389,15 +404,18 @@ def _pull_back(t: Tensor, g: Operand, create_graph: bool) -> tuple:
     else:
         arrays = [a.data if isinstance(a, Tensor) else a for a in t._args]
         grads = t._op.derivative(g, t.data, *arrays, **options)
-    return grads if type(grads) is tuple else (grads,)
+    grads = grads if type(grads) is tuple else (grads,)
+    if len(grads) != len(t._args):
+        raise ValueError(f"derivative of {t._op.__name__}: expected {len(t._args)} gradients, got {len(grads)}")
+    return grads
 
 
 def _sweep(outputs: Sequence[Tensor], gradients: Sequence[Operand], inputs: Sequence[Tensor] | None,
            create_graph: bool, retain_graph: bool) -> dict[int, Operand]:
     """Reverse sweep. With `inputs`, return their gradients by id; without, add them to the leaves' `grad`."""
     order = _ancestors(outputs)
-    useful = None if inputs is None else _on_the_way(order, inputs)
-    wanted = set() if inputs is None else {id(t) for t in inputs}
+    wanted = {id(t) for t in inputs or ()}
+    made = None if inputs is None else _made_from(order, wanted)
     pending: dict[int, Operand] = {}
     found: dict[int, Operand] = {}
     with _recording(create_graph):
@@ -415,10 +433,12 @@ def _sweep(outputs: Sequence[Tensor], gradients: Sequence[Operand], inputs: Sequ
                 if inputs is None:
                     t.grad = g if t.grad is None else t.grad + g
                 continue
-            if useful is not None and id(t) not in useful:
+            if made is not None and id(t) not in made:
                 continue
             for a, part in zip(t._args, _pull_back(t, g, create_graph), strict=True):
-                if not isinstance(a, Tensor) or not a.requires_grad or (useful is not None and id(a) not in useful):
+                if not isinstance(a, Tensor) or not a.requires_grad:
+                    continue
+                if made is not None and id(a) not in made and id(a) not in wanted:
                     continue
                 if callable(part):
                     part = part()
@@ -429,7 +449,7 @@ def _sweep(outputs: Sequence[Tensor], gradients: Sequence[Operand], inputs: Sequ
                 key = id(a)
                 pending[key] = pending[key] + part if key in pending else part
             if not retain_graph:
-                t._args = t._saved = None
+                t._args = t._options = t._saved = None
     return found
 
 
