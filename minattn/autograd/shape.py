@@ -17,6 +17,13 @@ def _shape_of(shape: tuple) -> tuple[int, ...]:
     return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
 
 
+def axis(dim: int, ndim: int) -> int:
+    """The axis `dim`, which may be counted from the end, counted from the front; a ValueError if there is none."""
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"dim: expected an axis in [{-ndim}, {ndim - 1}], got {dim}")
+    return dim % ndim
+
+
 def _reshape(x: Array, /, shape: tuple[int, ...]) -> Array:
     return x.reshape(shape)
 
@@ -47,12 +54,13 @@ def permute(x: Operand, *dims: int | tuple[int, ...]) -> Operand:
 def transpose(x: Operand, dim0: int, dim1: int) -> Operand:
     """Exchange two axes."""
     dims = list(range(x.ndim))
-    dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+    dim0, dim1 = axis(dim0, x.ndim), axis(dim1, x.ndim)
+    dims[dim0], dims[dim1] = dim1, dim0
     return permuted(x, dims=tuple(dims))
 
 
 def _expand(x: Array, /, shape: tuple[int, ...]) -> Array:
-    if x.size == 1 and type(x) is not np.ndarray and isinstance(x, np.generic):
+    if isinstance(x, np.generic):  # quicker
         return np.full(shape, x)
     return namespace(x).broadcast_to(x, shape)
 
@@ -65,19 +73,21 @@ def expand(x: Operand, *shape: int | tuple[int, ...]) -> Operand:
     shape = _shape_of(shape)
     if -1 in shape:
         lead = len(shape) - x.ndim
+        if lead < 0 or -1 in shape[:lead]:
+            raise ValueError(f"shape: -1 in {shape} stands for no axis of a tensor of shape {x.shape}")
         shape = tuple(x.shape[i - lead] if n == -1 else n for i, n in enumerate(shape))
     return x if x.shape == shape else expanded(x, shape=shape)
 
 
 def unsqueeze(x: Operand, dim: int) -> Operand:
     """Insert an axis of size 1 at `dim`."""
-    dim = dim if dim >= 0 else dim + x.ndim + 1
-    return reshape(x, x.shape[:dim] + (1,) + x.shape[dim:])
+    dim = axis(dim, x.ndim + 1)
+    return reshape(x, (*x.shape[:dim], 1, *x.shape[dim:]))
 
 
 def squeeze(x: Operand, dim: int | None = None) -> Operand:
     """Drop the axis `dim` if its size is 1, or all axes of size 1."""
-    drop = range(x.ndim) if dim is None else [dim % x.ndim]
+    drop = range(x.ndim) if dim is None else [axis(dim, x.ndim)]
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in drop))
 
 
@@ -106,19 +116,21 @@ def stack(tensors: Sequence[Operand], dim: int = 0) -> Operand:
 
 def split(x: Operand, sizes: int | Sequence[int], dim: int = 0) -> tuple:
     """Cut along `dim` into pieces of the given sizes (one number: that size each, the last may be smaller)."""
-    n = x.shape[dim]
+    n = x.shape[axis(dim, x.ndim)]
     if isinstance(sizes, int):
-        sizes = [min(sizes, n - start) for start in range(0, n, sizes)]
-    if sum(sizes) != n:
-        raise ValueError(f"sizes: expected a sum of {n}, the size of axis {dim}, got {list(sizes)}")
+        sizes = [min(sizes, n - start) for start in range(0, max(n, 1), sizes)] if sizes > 0 else [sizes]
+    if sum(sizes) != n or min(sizes, default=0) < 0:
+        raise ValueError(f"sizes: expected sizes that sum to {n}, the size of axis {dim}, got {list(sizes)}")
     stops = np.cumsum(sizes).tolist()
     lead = (slice(None),) * (dim % x.ndim)
     return tuple(x[(*lead, slice(b - s, b))] for s, b in zip(sizes, stops, strict=True))
 
 
 def chunk(x: Operand, chunks: int, dim: int = 0) -> tuple:
-    """Cut along `dim` into `chunks` pieces of equal size (the last may be smaller)."""
-    return split(x, math.ceil(x.shape[dim] / chunks), dim)
+    """Cut along `dim` into at most `chunks` pieces of equal size (the last may be smaller)."""
+    if chunks < 1:
+        raise ValueError(f"chunks: expected at least 1, got {chunks}")
+    return split(x, max(1, math.ceil(x.shape[axis(dim, x.ndim)] / chunks)), dim)
 
 
 def _pad(x: Array, /, widths: Widths, value: float) -> Array:
@@ -143,7 +155,6 @@ def _d_roll(g, out, x, shifts, dims=None):
     return roll(g, tuple(-s for s in shifts) if isinstance(shifts, tuple) else -shifts, dims)
 
 
-
 def _flip(x: Array, /, dims: tuple[int, ...]) -> Array:
     return namespace(x).flip(x, dims)
 
@@ -164,7 +175,6 @@ def _d_tril(g, out, x, diagonal=0):
     return tril(g, diagonal)
 
 
-
 def _triu(x: Array, /, diagonal: int = 0) -> Array:
     """Upper triangle of the last two axes, zero below the given diagonal."""
     return namespace(x).triu(x, diagonal)
@@ -173,12 +183,11 @@ def _d_triu(g, out, x, diagonal=0):
     return triu(g, diagonal)
 
 
-
 def repeat_interleave(x: Operand, repeats: int, dim: int) -> Operand:
     """Repeat each entry along `dim` so many times in a row (the heads of grouped attention)."""
-    dim %= x.ndim
-    shape = x.shape[: dim + 1] + (repeats,) + x.shape[dim + 1 :]
-    return reshape(expand(unsqueeze(x, dim + 1), shape), x.shape[:dim] + (-1,) + x.shape[dim + 1 :])
+    dim = axis(dim, x.ndim)
+    before, n, after = x.shape[:dim], x.shape[dim], x.shape[dim + 1 :]
+    return reshape(expand(unsqueeze(x, dim + 1), (*before, n, repeats, *after)), (*before, n * repeats, *after))
 
 
 reshaped = primitive(_reshape, _d_reshape)
