@@ -13,7 +13,7 @@ import numpy as np
 from .elementwise import _COMPLEX, abs, dual, exp, sqrt, where
 from .engine import Array, Operand, namespace, primitive, raw
 from .index import gather
-from .shape import expand, flip, reshape
+from .shape import axis, expand, flip, pad, reshape, squeeze
 
 Dim = int | tuple[int, ...] | None
 
@@ -34,9 +34,7 @@ def axes(dim: Dim, ndim: int) -> tuple[int, ...]:
         If an axis is out of range or named twice.
     """
     dims = tuple(range(ndim)) if dim is None else (dim,) if isinstance(dim, (int, np.integer)) else tuple(dim)
-    if any(not -ndim <= d < ndim for d in dims):
-        raise ValueError(f"dim: expected axes in [{-ndim}, {ndim - 1}] for a tensor with {ndim} axes, got {dim}")
-    dims = tuple(d % ndim for d in dims)
+    dims = tuple(axis(d, ndim) for d in dims)
     if len(set(dims)) != len(dims):
         raise ValueError(f"dim: names an axis twice: {dim}")
     return dims
@@ -60,6 +58,8 @@ def grow(g: Operand, like: Operand, dim: Dim, keepdim: bool) -> Operand:
 def sum_to(g: Operand, shape: tuple[int, ...]) -> Operand:
     """Sum `g` over the axes along which `shape` was broadcast to it."""
     lead = g.ndim - len(shape)
+    if lead < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[lead:], strict=True)):
+        raise ValueError(f"derivative: a gradient of shape {g.shape} does not fit an argument of shape {shape}")
     dims = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and g.shape[lead + i] != 1)
     return reshape(sum(g, dims), shape)
 
@@ -70,7 +70,6 @@ def _sum(x: Array, /, dim: Dim = None, keepdim: bool = False) -> Array:
 
 def _d_sum(g, out, x, dim=None, keepdim=False):
     return grow(g, x, dim, keepdim)
-
 
 
 def mean(x: Operand, dim: Dim = None, keepdim: bool = False) -> Operand:
@@ -111,16 +110,10 @@ def _d_extremum(g, out, x, dim=None, keepdim=False):
     return grow(g, x, dim, keepdim) * share.astype(x.dtype)
 
 
-
-
 def _pick(x: Operand, index: Array, dim: int, keepdim: bool) -> Extremum:
-    xp = namespace(index)
-    index = xp.expand_dims(index, dim)
+    index = namespace(index).expand_dims(index, dim)
     values = gather(x, dim, index)
-    if keepdim:
-        return Extremum(values, index)
-    flat = values.shape[: dim % x.ndim] + values.shape[dim % x.ndim + 1 :]
-    return Extremum(reshape(values, flat), index.reshape(flat))
+    return Extremum(values, index) if keepdim else Extremum(squeeze(values, dim), squeeze(index, dim))
 
 
 def max(x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
@@ -144,14 +137,15 @@ def argmin(x: Operand, dim: int | None = None) -> Array:
 
 
 def _finite_max(x: Array, dim: Dim) -> Array:
-    """Maximum over `dim`, kept as size 1, with 0 where every entry is −∞."""
-    xp = namespace(x)
+    """Maximum over `dim`, kept as size 1, with 0 where there is no entry above −∞."""
+    if x.size == 0:
+        return x.sum(axis=dim, keepdims=True)
     m = x.max(axis=dim, keepdims=True)
-    return xp.where(m == -np.inf, x.dtype.type(0), m)
+    return namespace(x).where(m == -np.inf, 0, m)
 
 
 def _logsumexp(x: Array, /, dim: Dim = None, keepdim: bool = False) -> Array:
-    """ln Σ eˣ over `dim`, without overflow; −∞ for entries that are all −∞."""
+    """ln Σ eˣ over `dim`, without overflow; −∞ where all entries are −∞, and where there are none."""
     xp = namespace(x)
     m = _finite_max(x, dim)
     total = xp.exp(x - m).sum(axis=dim, keepdims=True)
@@ -164,7 +158,6 @@ def _d_logsumexp(g, out, x, dim=None, keepdim=False):
     return grow(g, x, dim, keepdim) * exp(x - where(raw(grown) == -np.inf, 0, grown))
 
 
-
 def _norm(x: Array, /, dim: Dim, keepdim: bool) -> Array:
     xp = namespace(x)
     return xp.sqrt((xp.abs(x) ** 2).sum(axis=dim, keepdims=keepdim))
@@ -175,7 +168,7 @@ def _d_norm(g, out, x, dim, keepdim):
 
 
 def norm(x: Operand, p: float = 2, dim: Dim = None, keepdim: bool = False) -> Operand:
-    """Norm (Σ|x|ᵖ)^(1/p) over `dim`; p may be infinite. At x = 0 the derivative of the 2-norm is 0."""
+    """Norm (Σ|x|ᵖ)^(1/p) over `dim`; p may be infinite. At x = 0 the derivative is 0."""
     if p == 2:
         return norm2(x, dim=dim, keepdim=keepdim)
     if p == 1:
@@ -184,7 +177,9 @@ def norm(x: Operand, p: float = 2, dim: Dim = None, keepdim: bool = False) -> Op
         return amax(abs(x), dim, keepdim)
     if p <= 0:
         raise ValueError(f"p: expected a positive number or infinity, got {p}")
-    return sum(abs(x) ** p, dim, keepdim) ** (1 / p)
+    total = sum(abs(x) ** p, dim, keepdim)
+    zero = raw(total) == 0
+    return where(zero, 0, where(zero, 1, total) ** (1 / p))
 
 
 def _softmax(x: Array, /, dim: int = -1) -> Array:
@@ -192,7 +187,7 @@ def _softmax(x: Array, /, dim: int = -1) -> Array:
     xp = namespace(x)
     e = xp.exp(x - _finite_max(x, dim))
     total = e.sum(axis=dim, keepdims=True)
-    e /= xp.where(total == 0, x.dtype.type(1), total)
+    e /= xp.where(total == 0, 1, total)
     return e
 
 def _d_softmax(g, out, x, dim=-1):
@@ -200,23 +195,21 @@ def _d_softmax(g, out, x, dim=-1):
     return weighted - out * sum(weighted, dim, keepdim=True)
 
 
-
 def _log_softmax(x: Array, /, dim: int = -1) -> Array:
-    """x − ln Σ eˣ along `dim`, without overflow."""
-    return x - _logsumexp(x, dim=dim, keepdim=True)
+    """x − ln Σ eˣ along `dim`, without overflow; −∞ where all entries are −∞."""
+    total = _logsumexp(x, dim=dim, keepdim=True)
+    return x - namespace(x).where(total == -np.inf, 0, total)
 
 def _d_log_softmax(g, out, x, dim=-1):
     return g - exp(out) * sum(g, dim, keepdim=True)
 
 
-
 def _cumsum(x: Array, /, dim: int) -> Array:
     """Running sum along `dim`."""
-    return x.cumsum(axis=dim, dtype=x.dtype)
+    return x.cumsum(axis=dim)
 
 def _d_cumsum(g, out, x, dim):
     return flip(cumsum(flip(g, dim), dim), dim)
-
 
 
 def _scan(a: Array, b: Array, /, dim: int) -> Array:
@@ -225,7 +218,7 @@ def _scan(a: Array, b: Array, /, dim: int) -> Array:
     `a` and `b` broadcast against each other. Nothing is divided by a running product, so decays may vanish.
     """
     xp = namespace(b)
-    out = xp.empty(np.broadcast_shapes(a.shape, b.shape), dtype=b.dtype)
+    out = xp.empty(np.broadcast_shapes(a.shape, b.shape), dtype=np.result_type(a, b))
     a, b = (xp.moveaxis(xp.broadcast_to(t, out.shape), dim, 0) for t in (a, b))
     h = xp.moveaxis(out, dim, 0)  # a view: filling h fills out
     for t in range(len(h)):
@@ -235,8 +228,6 @@ def _scan(a: Array, b: Array, /, dim: int) -> Array:
 
 def _shift(x: Operand, dim: int, by: int) -> Operand:
     """Move entries one place along `dim` (by = 1 later, −1 earlier), a zero coming in."""
-    from .shape import pad
-
     n = x.shape[dim]
     index = tuple(slice(None) for _ in range(dim % x.ndim))
     kept = x[(*index, slice(0, n - 1) if by == 1 else slice(1, n))]
@@ -249,7 +240,6 @@ def _d_scan(g, out, a, b, dim):
     a_next = expand(_shift(expand(a, out.shape), dim, -1), out.shape)
     adjoint = flip(scan(flip(dual(a_next), dim), flip(g, dim), dim), dim)
     return lambda: adjoint * dual(_shift(out, dim, 1)), adjoint
-
 
 
 sum = primitive(_sum, _d_sum)
