@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from .engine import Array, Operand, Tensor, namespace, primitive, raw
+from .engine import Array, Operand, namespace, primitive, raw
 
 
 def dual(x: Operand) -> Operand:
@@ -71,14 +71,15 @@ def _pow(x: Array, y: Array, /) -> Array:
     return x**y
 
 def _d_pow(g, out, x, y):
-    def base():  # y xʸ⁻¹, and 0 rather than 0·∞ where y = 0
+    def by_base():  # y xʸ⁻¹, and 0 rather than 0·∞ where y = 0
         return g * y * x ** (y - 1 if isinstance(y, (int, float)) and y else where(raw(y) == 0, 1, y - 1))
 
-    def exponent():  # xʸ ln x, and 0 at x = 0, where xʸ vanishes faster than ln x grows
-        zero = raw(x) == 0
-        return g * where(zero, 0, out * log(where(zero, 1, x)))
+    def by_exponent():  # xʸ ln x, and 0 at x = 0, where xʸ vanishes faster than ln x grows
+        base = x if hasattr(x, "dtype") else namespace(g).asarray(x, dtype=g.dtype)
+        zero = raw(base) == 0
+        return g * where(zero, 0, out * log(where(zero, 1, base)))
 
-    return base, exponent
+    return by_base, by_exponent
 
 
 def _exp(x: Array, /) -> Array:
@@ -102,7 +103,7 @@ def _log1p(x: Array, /) -> Array:
     return namespace(x).log1p(x)
 
 def _d_log1p(g, out, x):
-    return g / (1 + x)
+    return g / dual(1 + x)
 
 
 def _sqrt(x: Array, /) -> Array:
@@ -110,7 +111,7 @@ def _sqrt(x: Array, /) -> Array:
     return namespace(x).sqrt(x)
 
 def _d_sqrt(g, out, x):
-    return g / (2 * out)
+    return g / dual(2 * out)
 
 
 def _sign(x: Array, /) -> Array:
@@ -136,7 +137,7 @@ def _sin(x: Array, /) -> Array:
     return namespace(x).sin(x)
 
 def _d_sin(g, out, x):
-    return g * cos(x)
+    return g * dual(cos(x))
 
 
 def _cos(x: Array, /) -> Array:
@@ -144,7 +145,7 @@ def _cos(x: Array, /) -> Array:
     return namespace(x).cos(x)
 
 def _d_cos(g, out, x):
-    return -g * sin(x)
+    return -g * dual(sin(x))
 
 
 def _tanh(x: Array, /) -> Array:
@@ -152,7 +153,7 @@ def _tanh(x: Array, /) -> Array:
     return namespace(x).tanh(x)
 
 def _d_tanh(g, out, x):
-    return g * (1 - out * out)
+    return g * dual(1 - out * out)
 
 
 def _sigmoid(x: Array, /) -> Array:
@@ -283,10 +284,7 @@ def clip(x: Operand, min: float | None = None, max: float | None = None) -> Oper
 
 
 def _select(x: Array, y: Array, /, cond: Array) -> Array:
-    xp = namespace(cond)
-    dtype = next((a.dtype for a in (x, y) if hasattr(a, "dtype")), None)
-    out = xp.where(cond, x, y)
-    return out if dtype is None else out.astype(dtype, copy=False)
+    return namespace(cond).where(cond, x, y)
 
 def _d_select(g, out, x, y, cond):
     return lambda: where(cond, g, 0), lambda: where(cond, 0, g)
@@ -305,14 +303,14 @@ def _astype(x: Array, /, dtype: np.dtype) -> Array:
     return x.astype(dtype)
 
 def _d_astype(g, out, x, dtype):
-    return astype(g, dtype=x.dtype)
+    return g  # the sweep brings it to the dtype of x
 
 
-def _straight_through(soft: Array, /, hard: Array) -> Array:
+def _straight_through(soft: Array, hard: Array, /) -> Array:
     return hard
 
 def _d_straight_through(g, out, soft, hard):
-    return g
+    return g, None
 
 
 def straight_through(hard: Operand, soft: Operand) -> Operand:
@@ -323,7 +321,7 @@ def straight_through(hard: Operand, soft: Operand) -> Operand:
     hard = raw(hard)
     if hard.shape != soft.shape:
         raise ValueError(f"hard: expected the shape of soft, {soft.shape}, got {hard.shape}")
-    return pass_through(soft, hard=hard)
+    return pass_through(soft, hard)
 
 
 add = primitive(_add, _d_add)
