@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .elementwise import where
 from .engine import Array, Operand, Tensor, namespace, primitive, raw
-from .shape import expand, flip, reshape
+from .shape import axis, expand, flip, reshape
 
 
 class Sorted(NamedTuple):
@@ -29,7 +30,7 @@ def _plain(index: Any) -> Any:
         return tuple(_plain(p) for p in index)
     if isinstance(index, Tensor):
         return index.data
-    return np.asarray(index) if isinstance(index, list) else index
+    return np.asarray(index, dtype=None if index else int) if isinstance(index, list) else index
 
 
 def _getitem(x: Array, /, index: Any) -> Array:
@@ -66,7 +67,7 @@ def index_put(x: Operand, index: Any, values: Operand) -> Operand:
     keep[index] = False
     size = keep[index].shape
     values = values if hasattr(values, "shape") else xp.asarray(values, dtype=x.dtype)
-    if not keep.size or int((~keep).sum()) != int(np.prod(size)):
+    if int((~keep).sum()) != math.prod(size):
         raise ValueError("index: names an entry twice, so which value stays is undefined; use scatter_add")
     return where(keep, x, put(expand(values, size), index=index, shape=x.shape))
 
@@ -86,7 +87,7 @@ def _check_gather(x: Operand, dim: int, index: Array) -> tuple[int, Array]:
         raise TypeError(f"index: expected integers, got dtype {index.dtype}")
     if index.ndim != x.ndim:
         raise ValueError(f"index: expected {x.ndim} axes as in x, got shape {index.shape}")
-    return dim % x.ndim, index
+    return axis(dim, x.ndim), index
 
 
 def gather(x: Operand, dim: int, index: Array) -> Operand:
@@ -167,11 +168,12 @@ def sort(x: Operand, dim: int = -1, descending: bool = False) -> Sorted:
 
 def topk(x: Operand, k: int, dim: int = -1) -> Sorted:
     """The k largest entries along `dim`, largest first, and their indices."""
+    dim = axis(dim, x.ndim)
     n = x.shape[dim]
     if not 0 <= k <= n:
         raise ValueError(f"k: expected 0 ≤ k ≤ {n}, the size of axis {dim}, got {k}")
     order = sort(raw(x), dim, descending=True).indices
-    order = order[(slice(None),) * (dim % x.ndim) + (slice(0, k),)]
+    order = order[(slice(None),) * dim + (slice(0, k),)]
     return Sorted(gather(x, dim, order), order)
 
 
