@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from string import ascii_letters
 
-import numpy as np
-
 from .elementwise import abs, dual
 from .engine import Array, Operand, namespace, primitive, raw
-from .reduce import amax, sum
+from .reduce import amax, norm, sum
 from .shape import reshape, transpose, unsqueeze
 
 
@@ -67,8 +65,10 @@ def _d_linear(g, out, x, weight, *bias):
 
 def linear(x: Operand, weight: Operand, bias: Operand | None = None) -> Operand:
     """x Wᵀ + b for x (…, D), W (E, D), b (E); result (…, E)."""
-    if x.shape[-1:] != weight.shape[1:]:
-        raise ValueError(f"x: expected {weight.shape[1]} features for weight {weight.shape}, got shape {x.shape}")
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
+        raise ValueError(f"weight: expected shape (E, D) with D the last axis of x {x.shape}, got {weight.shape}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected shape {weight.shape[:1]}, the rows of weight, got {bias.shape}")
     return affine(x, weight) if bias is None else affine(x, weight, bias)
 
 
@@ -80,9 +80,9 @@ def _d_einsum(g, out_value, *xs, terms, out):
 
     def back(k):  # the same sum with g in the place of operand k
         others = [(t, x) for i, (t, x) in enumerate(zip(terms, xs, strict=True)) if i != k]
-        present = set(out).union(*(t for t, _ in others))
+        present = {c for t, x in others for c, n in zip(t, x.shape, strict=True) if n == sizes.get(c, 1)}
         for c in terms[k]:  # a letter summed in operand k alone: its gradient is repeated along it
-            if c not in present:
+            if c not in present and c not in out:
                 others.append((c, namespace(g).ones(sizes.get(c, 1), dtype=g.dtype)))
         operands = [dual(x) for _, x in others]
         return contracted(g, *operands, terms=(out, *(t for t, _ in others)), out=terms[k])
@@ -108,16 +108,16 @@ def einsum(subscripts: str, *operands: Operand) -> Operand:
     free = free[len(dots) :]
     terms = [t.replace("...", dots[len(dots) - n :]) for t, n in zip(terms, ranks, strict=True)]
     out = out.replace("...", dots)
-    operands = list(operands)
+    factors = list(operands)
     for k, t in enumerate(terms):  # a letter twice in one operand is a diagonal: rename it, multiply by the identity
         for i, c in enumerate(t):
             if c in t[:i]:
                 fresh = free.pop(0)
                 terms[k] = terms[k][:i] + fresh + terms[k][i + 1 :]
                 terms.append(c + fresh)
-                x = raw(operands[k])
-                operands.append(namespace(x).eye(x.shape[i], dtype=x.dtype))
-    return contracted(*operands, terms=tuple(terms), out=out)
+                x = raw(factors[k])
+                factors.append(namespace(x).eye(x.shape[i], dtype=x.dtype))
+    return contracted(*factors, terms=tuple(terms), out=out)
 
 
 def outer(x: Operand, y: Operand) -> Operand:
@@ -163,18 +163,20 @@ def pinv(a: Operand, steps: int = 32) -> Operand:
     Raises
     ------
     ValueError
-        If it has not converged to ‖A Z A − A‖ ≤ 10⁻³ ‖A‖ within `steps` (an ill-conditioned matrix).
+        If a matrix has not converged to ‖A Z A − A‖ ≤ 10⁻³ ‖A‖ within `steps` (it is ill-conditioned).
     """
     adjoint = transpose(dual(a), -1, -2)
+    if adjoint.size == 0:
+        return adjoint
     size = amax(sum(abs(a), -2), -1) * amax(sum(abs(a), -1), -1)
     z = adjoint / reshape(size + (raw(size) == 0), (*size.shape, 1, 1))
     eye = namespace(raw(a)).eye(a.shape[-2], dtype=a.dtype)
     for _ in range(steps):
         z = z @ (2 * eye - a @ z)
     A, Z = raw(a), raw(z)
-    error = np.linalg.norm(A @ Z @ A - A)
-    if not error <= 1e-3 * np.linalg.norm(A):
-        raise ValueError(f"steps: {steps} steps left an error of {float(error):.1e}; the matrix is ill-conditioned")
+    error = norm(A @ Z @ A - A, 2, (-2, -1))
+    if not (error <= 1e-3 * norm(A, 2, (-2, -1))).all():
+        raise ValueError(f"steps: {steps} steps left an error of {float(error.max()):.1e}; a is ill-conditioned")
     return z
 
 
