@@ -3,7 +3,8 @@
 One rule: a function given no Tensor computes on plain arrays and returns one.
 """
 
-from . import tensor as _methods  # noqa: F401  (gives Tensor its operators and methods)
+# ruff: noqa: F401, I001
+from . import tensor as _methods  # gives Tensor its operators and methods
 from .elementwise import (
     abs, add, astype, clip, cos, div, erf, exp, gelu, log, log1p, maximum, minimum, mul, neg, pow, relu, sigmoid, sign, silu,
     sin, softplus, sqrt, straight_through, sub, tanh, where,

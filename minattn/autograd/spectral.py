@@ -109,14 +109,12 @@ def _d_fft(g, out, z, dim=-1):
     return z.shape[dim] * ifft(g, dim=dim)
 
 
-
 def _ifft(z: Array, /, dim: int = -1) -> Array:
     """Inverse of `fft`."""
     return namespace(z).fft.ifft(z, axis=dim)
 
 def _d_ifft(g, out, z, dim=-1):
     return fft(g, dim=dim) / z.shape[dim]
-
 
 
 real = primitive(_real, _d_real)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import elementwise, index, linalg, reduce, shape
-from .engine import Operand, Tensor
+from .engine import Operand, Tensor, as_array
 
 
 def to(x: Tensor, target: Any) -> Tensor:
@@ -59,20 +59,22 @@ def _comparison(name: str) -> Any:
     return compare
 
 
-def _as_matrix(other: Operand) -> Operand:
-    return other if isinstance(other, Tensor) else np.asarray(other)
+def _matmul(x: Operand, y: Operand) -> Operand:
+    """x @ y, where lists become arrays and numbers are refused by their shape."""
+    return linalg.matmul(*(a if hasattr(a, "ndim") else as_array(a) for a in (x, y)))
 
 
-_OPERATORS = {"add": elementwise.add, "sub": elementwise.sub, "mul": elementwise.mul, "truediv": elementwise.div,
-              "pow": elementwise.pow, "matmul": linalg.matmul}
-for _name, _op in _OPERATORS.items():
+_BINARY: dict[str, Any] = {"add": elementwise.add, "sub": elementwise.sub, "mul": elementwise.mul,
+                           "truediv": elementwise.div, "pow": elementwise.pow, "matmul": _matmul}
+for _name, _op in _BINARY.items():
     setattr(Tensor, f"__{_name}__", _op)
     setattr(Tensor, f"__r{_name}__", _reflected(_op))
 for _name in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
     setattr(Tensor, _name, _comparison(_name))
-Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]  # identity, as in PyTorch, although == is elementwise
-Tensor.__neg__ = elementwise.neg  # type: ignore[attr-defined]
-Tensor.__getitem__ = index.getitem  # type: ignore[attr-defined]
+_OTHERS: dict[str, Any] = {"__neg__": elementwise.neg, "__getitem__": index.getitem, "__abs__": elementwise.abs,
+           "__hash__": object.__hash__}  # identity, as in PyTorch, although == is elementwise
+for _name, _op in _OTHERS.items():
+    setattr(Tensor, _name, _op)
 
 _METHODS = {
     elementwise: "abs clip erf exp log log1p sqrt sign sin cos tanh sigmoid softplus relu gelu silu maximum minimum",
