@@ -129,9 +129,15 @@ def _pad_image(x: Operand, padding: int | Sizes, value: float = 0.0) -> Operand:
 
 
 def max_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = None, padding: int | Sizes = 0) -> Operand:
-    """Largest entry of every window of x (B, C, H, W); the gradient goes to the first of equals."""
+    """Largest entry of every window of x (B, C, H, W); the gradient goes to the first of equals.
+
+    Padding is at most half a window, so that every window holds an entry of x.
+    """
+    kernel, padding = _sizes("kernel", kernel, 2), _sizes("padding", padding, 2, least=0)
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"padding: expected at most half of the kernel {kernel}, got {padding}")
     cols = unfold(_pad_image(x, padding, -math.inf), kernel, kernel if stride is None else stride, 1, 2)
-    flat = reshape(cols, cols.shape[:2] + (-1,) + cols.shape[4:])
+    flat = reshape(cols, (*cols.shape[:2], math.prod(kernel), *cols.shape[4:]))
     return max_along(flat, 2).values
 
 

@@ -10,7 +10,8 @@ from minattn.autograd.engine import Array, Operand, raw
 
 def _cross_entropy(logits: Array, /, target: Array) -> tuple[Array, Array]:
     logp = log_softmax(logits, -1)
-    return -(target * logp).sum(-1), logp
+    counted = namespace(logp).where(target == 0, 0, logp)  # 0 rather than 0·∞ for a class ruled out by a logit of −∞
+    return -(target * counted).sum(-1), logp
 
 def _d_cross_entropy(g, out, logits, target, saved):
     logp = log_softmax(logits, -1) if saved is None else saved
@@ -40,6 +41,8 @@ def cross_entropy(logits: Operand, target: Array, *, ignore_index: int = -100, l
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     xp, C = namespace(target), logits.shape[-1]
     counts = target != ignore_index
+    if not ((0 <= target) & (target < C) | ~counts).all():
+        raise ValueError(f"target: expected classes in [0, {C}) or ignore_index={ignore_index}, got others")
     wanted = one_hot(xp.where(counts, target, 0), C, logits.dtype)
     wanted = (1 - label_smoothing) * wanted + label_smoothing / C if label_smoothing else wanted
     loss = entropy_of(logits, target=wanted * counts[..., None].astype(wanted.dtype))

@@ -12,6 +12,8 @@ def dropout(x: Operand, p: float, rng: np.random.Generator) -> Operand:
     """Zero each entry with probability p and divide the others by 1 − p, so that the mean stays."""
     if not 0 <= p < 1:
         raise ValueError(f"p: expected a probability in [0, 1), got {p}")
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
     if p == 0:
         return x
     keep = rng.random(x.shape, dtype=np.float32) >= p
