@@ -45,10 +45,12 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def entries(package: ModuleType, module: ModuleType) -> list[str]:
-    """The autodoc lines of a module: what its package exports, under the package's name; else all of it."""
-    exported = set(getattr(package, "__all__", ()))
-    shared = [name for name, obj in vars(module).items() if name in exported and home(obj) == module.__name__]
-    path, names = (package.__name__, shared) if shared else (module.__name__, public_names(module))
+    """The autodoc lines of a module: what its package exports, or else what its ``__all__`` lists."""
+    exported = getattr(package, "__all__", ())
+    path = package.__name__
+    names = [name for name, obj in vars(module).items() if name in exported and home(obj) == module.__name__]
+    if not names and (hasattr(module, "__all__") or not exported):
+        path, names = module.__name__, public_names(module)
     lines = []
     for name in names:
         if inspect.isclass(getattr(module, name)):
