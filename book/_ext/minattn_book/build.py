@@ -55,9 +55,7 @@ def build_book(root: Path, jobs: int | None, opens: bool) -> int:
     start = time.perf_counter()
     pages = pages_in_toc(root)
     if missing := [page.name for page in pages if not page.path.is_file()]:
-        print(
-            f"book/_toc.yml lists {', '.join(missing)}, of which there is no file.  Next: write it or drop it."
-        )
+        print(f"book/_toc.yml lists what is no file: {', '.join(missing)}.  Next: write it or drop the line.")
         return 1
     failed = execute_stale(pages, jobs)
     print("Book: building the HTML (warnings are errors) ...", flush=True)
