@@ -23,8 +23,8 @@ def adamw_reference(p: Array, g: Array, m: Array, v: Array, scratch: Array, rate
     xp = namespace(p)
     if l2:
         g = g + l2 * p
-    xp.subtract(g, m, out=scratch)
-    scratch *= 1 - beta1
+    xp.multiply(g, 1 - beta1, out=scratch)
+    m *= beta1
     m += scratch  # m ← β₁ m + (1 − β₁) g
     xp.multiply(g, g, out=scratch)
     scratch *= 1 - beta2

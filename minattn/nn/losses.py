@@ -58,7 +58,7 @@ def binary_cross_entropy_with_logits(logits: Operand, target: Operand, *, pos_we
                                      reduction: str = "mean") -> Operand:
     """−(w y ln σ(x) + (1 − y) ln(1 − σ(x))) for logits x and targets y in [0, 1], of one shape.
 
-    Computed as (1 − y) x + (1 + (w − 1) y) softplus(−x), which never overflows or takes the logarithm of 0.
+    With −ln σ(x) = softplus(−x) nothing overflows or cancels: a sure right answer costs e^−|x|, not 0.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ def binary_cross_entropy_with_logits(logits: Operand, target: Operand, *, pos_we
     y = raw(target)
     if y.size and not (y.min() >= 0 and y.max() <= 1):
         raise ValueError(f"target: expected values in [0, 1], got [{y.min()}, {y.max()}]")
-    weight = 1 if pos_weight is None else 1 + (pos_weight - 1) * target
-    return _reduce((1 - target) * logits + weight * softplus(-logits), reduction)
+    positive = target if pos_weight is None else pos_weight * target
+    return _reduce(positive * softplus(-logits) + (1 - target) * softplus(logits), reduction)
 
 
 def kl_div(input: Operand, target: Operand, *, log_target: bool = False, reduction: str = "mean") -> Operand:

@@ -1,6 +1,6 @@
 """Measures of how good an output is; the well-known ones from the libraries that everybody compares with.
 
-Those are imported when first used; ``pip install sacrebleu rouge-score rapidfuzz scikit-learn`` gets them all.
+They are imported when first used; ``pip install sacrebleu rouge-score rapidfuzz scikit-learn`` gets them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _texts(hypotheses: Sequence[str], references: Sequence[Any]) -> None:
     if isinstance(hypotheses, str) or isinstance(references, str):
         raise TypeError("hypotheses and references: expected lists of texts, got one text")
     if len(hypotheses) != len(references) or not hypotheses:
-        raise ValueError(f"references: expected one for each hypothesis, and at least one, got {len(references)} "
+        raise ValueError(f"references: expected one for each hypothesis (≥ 1), got {len(references)} "
                          f"for {len(hypotheses)}")
 
 
@@ -67,7 +67,7 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str],
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Fewest insertions, deletions and replacements that turn `a` into `b`: texts, lists of words or of ids."""
+    """Fewest insertions, deletions and replacements that turn `a` into `b`: texts, lists of words or ids."""
     distance = _library("rapidfuzz.distance.Levenshtein", "rapidfuzz", "edit_distance").distance
     return distance(*(x if isinstance(x, str) else list(x) for x in (a, b)))
 
