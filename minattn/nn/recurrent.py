@@ -83,7 +83,7 @@ class _Recurrent(Module):
         if state is None:
             return (namespace(x).zeros(shape, dtype=x.dtype),) * self.parts
         parts = state if self.parts > 1 else (state,)
-        got = [p.shape for p in parts] if isinstance(parts, (tuple, list)) else type(state).__name__
+        got = [getattr(part, "shape", type(part).__name__) for part in parts]
         if got != [shape] * self.parts:
             raise ValueError(f"state: expected {self.parts} of shape {shape}, got {got}")
         return tuple(parts)
