@@ -22,7 +22,7 @@ __all__ = ["EMA", "SGD", "Adam", "AdamW", "Optimizer", "clip_grad_norm_", "decay
 
 def _flat(p: Tensor) -> Array:
     """The entries of a parameter as a vector that can be written to."""
-    if not (p.data.flags.c_contiguous and p.data.flags.writeable):
+    if not (p.data.flags.c_contiguous and getattr(p.data.flags, "writeable", True)):
         p.data = p.data.copy(order="C")
     return p.data.reshape(-1)
 
