@@ -23,7 +23,7 @@ from .masks import (
     sliding_window,
 )
 from .merge import merge, naive_merge
-from .multihead import MultiHeadAttention
+from .multihead import MultiHeadAttention, naive_multihead
 from .normalizers import NORMALIZERS, entmax15, sparsemax
 from .position import (
     ALiBi,
@@ -66,6 +66,7 @@ __all__ = [
     "merge",
     "naive_attention",
     "naive_merge",
+    "naive_multihead",
     "naive_rope",
     "negate",
     "padding",

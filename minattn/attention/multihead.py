@@ -7,20 +7,43 @@ Vaswani et al. 2017, section 3.2.2; grouped heads: Ainslie et al. 2023, arXiv 23
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from minattn.autograd import permute, reshape
-from minattn.autograd.engine import Operand, Tensor, raw
+from minattn.autograd.engine import Array, Operand, Tensor, raw
 from minattn.kernels import dropout
 from minattn.nn import HookPoint, Linear, Module
 
 from .cache import Cached, KVCache
-from .dot_product import attention, attention_scores, attention_weights, weighted_sum
+from .dot_product import attention, attention_scores, attention_weights, naive_attention, weighted_sum
 from .masks import MaskMod, at_positions, both, whole
 from .normalizers import Normalizer, normalizer_named
 from .position import PositionEncoding
+
+
+def naive_multihead(x: Array, y: Array, z: Array, state: Mapping[str, Array], n_heads: int, n_kv_heads: int,
+                    mask_mod: MaskMod | None = None) -> Array:
+    """Each head with its own rows of the weights, attending by loops; the results side by side; W^O.
+
+    Queries come from x (B, N, d_query), keys from y (B, M, d_key), values from z (B, M, d_value); `state` is
+    the ``state_dict()`` of a `MultiHeadAttention`.
+    """
+
+    def project(t: Array, name: str, first: int, count: int) -> Array:
+        rows = slice(first * count, (first + 1) * count)
+        out = t @ state[f"{name}.weight"][rows].T
+        return out + state[f"{name}.bias"][rows] if f"{name}.bias" in state else out
+
+    D, Dv = len(state["q_proj.weight"]) // n_heads, len(state["v_proj.weight"]) // n_kv_heads
+    q = np.stack([project(x, "q_proj", h, D) for h in range(n_heads)], axis=1)
+    k = np.stack([project(y, "k_proj", g, D) for g in range(n_kv_heads)], axis=1)
+    v = np.stack([project(z, "v_proj", g, Dv) for g in range(n_kv_heads)], axis=1)
+    heads = naive_attention(q, k, v, mask_mod=mask_mod)
+    side_by_side = np.concatenate([heads[:, h] for h in range(n_heads)], axis=-1)
+    return project(side_by_side, "out_proj", 0, len(state["out_proj.weight"]))
 
 
 class MultiHeadAttention(Module):

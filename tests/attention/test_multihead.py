@@ -21,6 +21,7 @@ from minattn.attention import (
     both,
     causal,
     naive_attention,
+    naive_multihead,
     naive_rope,
     padding,
     sliding_window,
@@ -90,6 +91,20 @@ def test_equals_one_head_at_a_time(sizes):
         assert np.array_equal(mha(x, value=z[:, :5]).data, mha(x, x, z[:, :5]).data)
         assert np.abs(mha(x).data - naive(mha, x, Hk=mha.n_kv_heads)).max() < 1e-13
         assert np.abs(mha(x, y).data - naive(mha, x, y, Hk=mha.n_kv_heads)).max() < 1e-13
+
+
+def by_head(b, h, i, j):
+    return (j <= i) | ((h + b) % 2 == 0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_the_naive_form(bias):
+    mha = build(7, 6, n_kv_heads=2, d_head=3, d_v=5, d_query=4, d_key=3, d_value=2, bias=bias)
+    x, y, z = draw((2, 5, 4), (2, 7, 3), (2, 7, 2))
+    for mask in (None, causal, by_head):
+        want = naive_multihead(x, y, z, mha.state_dict(), 6, 2, mask)
+        assert want.shape == (2, 5, 7) and want.std() > 0.01
+        assert np.abs(mha(x, y, z, mask_mod=mask).data - want).max() < 1e-13
 
 
 def test_default_sizes():
@@ -459,7 +474,7 @@ def test_mistakes():
     refused("dropout: expected a probability in [0, 1), got -0.1", 8, 2, dropout=-0.1)
     with pytest.raises(ValueError, match="softmin"):
         build(8, 2, normalizer="softmin")
-    with pytest.raises(ValueError, match="x: expected 8 features"):
+    with pytest.raises(ValueError, match=r"\(1, 2, 7\)"):
         build(8, 2)(np.zeros((1, 2, 7)))
     good, bad = np.zeros((1, 2, 8)), np.zeros((2, 8))
     for n, name in enumerate(("query", "key", "value")):
