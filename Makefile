@@ -7,7 +7,8 @@ SHELL := bash
 PYTHON ?= python3
 PORT ?= 8000
 PY := .venv/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet --progress-bar on
+PIP := $(PY) -m pip --disable-pip-version-check install
+DOTS := awk '/^Collecting/ { printf "."; fflush() } /^Installing collected/ { printf " installing"; fflush() } END { print "" }'
 BUILD := PYTHONPATH=book/_ext:. $(PY) -m minattn_book.build
 TRAINING := minattn/experiments/transformer/shakespeare.py
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -27,12 +28,12 @@ help: ## show this list
 
 .venv/.book: .venv/.made requirements.txt
 	@echo "[environment] installing the library's and the book's packages (about a minute the first time)"
-	@$(PIP) -r requirements.txt
+	@$(PIP) -r requirements.txt | $(DOTS)
 	@touch $@
 
 .venv/.dev: .venv/.book pyproject.toml
 	@echo "[environment] installing the tools for tests, comparison with PyTorch among them (a few minutes the first time)"
-	@$(PIP) -r requirements.txt -e '.[dev,compare]'
+	@$(PIP) -r requirements.txt -e '.[dev,compare]' | $(DOTS)
 	@touch $@
 
 # ---- the book -------------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ bench: .venv/.dev ## measure every speed claim against its peer
 	@echo "Next: the figures are above, and as JSON beside each program"
 
 gpu-test: .venv/.dev ## run the tests that need an NVIDIA GPU
-	@if command -v nvidia-smi > /dev/null; then echo "[environment] CuPy"; $(PIP) -e '.[gpu]'; fi
+	@if command -v nvidia-smi > /dev/null; then echo "[environment] CuPy"; $(PIP) -e '.[gpu]' | $(DOTS); fi
 	@$(PY) -m pytest -m gpu || test $$? -eq 5
 	@echo "Next: make bench"
 
