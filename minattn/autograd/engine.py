@@ -180,13 +180,12 @@ def as_array(x: Any) -> Array:
     """`x` as an array: CuPy arrays stay on the GPU, Python floats become float32, PyTorch's default."""
     if type(x).__module__.startswith("cupy"):
         return x
-    if not isinstance(x, (np.ndarray, np.generic)):
-        x = np.asarray(x)
-        if x.dtype == np.float64 or x.dtype == np.complex128:
-            x = x.astype(np.float32 if x.dtype.kind == "f" else np.complex64)
-        if x.dtype.kind not in "biufc":
-            raise TypeError(f"data: expected numbers, got {type(x).__name__} of dtype {x.dtype}")
-    return np.asarray(x)
+    array = np.asarray(x)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"data: expected numbers, got {type(x).__name__} of dtype {array.dtype}")
+    if not hasattr(x, "dtype") and array.dtype.char in "dD":
+        return array.astype(np.float32 if array.dtype.char == "d" else np.complex64)
+    return array
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
@@ -371,8 +370,8 @@ def _seed(t: Tensor, gradient: Operand, create_graph: bool) -> Operand:
         if t.size != 1:
             raise RuntimeError(f"gradient: must be given for an output of shape {t.shape}; only scalars start with 1")
         gradient = namespace(t.data).ones_like(t.data)
-    elif np.shape(gradient.data if isinstance(gradient, Tensor) else gradient) != t.shape:
-        raise ValueError(f"gradient: expected shape {t.shape}, got {np.shape(gradient)}")
+    elif np.shape(raw(gradient)) != t.shape:
+        raise ValueError(f"gradient: expected shape {t.shape}, got {np.shape(raw(gradient))}")
     if create_graph and isinstance(gradient, Tensor):
         return gradient
     gradient = namespace(t.data).asarray(raw(gradient), dtype=t.dtype)
