@@ -40,10 +40,10 @@ def shakespeare() -> str:
     order, so that the last tenth, which `split` keeps for validation, is Twelfth Night (and the last lines of
     The Tempest): a play not seen in training.
 
-    Each play loses its title and list of characters (it starts at its first act) and a closing 'THE END'; spaces
-    at line ends go, runs of empty lines become one, and a few slips of typing are mended (`_clean`). Speakers
-    stand on a line of their own before their speech, in capitals throughout (three of the plays have `Ham.` where
-    the others have `OTHELLO.`); stage directions are in square brackets, as in the source.
+    Each play loses its title and list of characters (it starts at its first act) and a closing 'THE END';
+    spaces at line ends go, runs of empty lines become one, and a few slips of typing are mended (`_clean`).
+    Speakers stand on a line of their own before their speech, in capitals throughout (three of the plays have
+    `Ham.` where the others have `OTHELLO.`); stage directions are in square brackets, as in the source.
 
     Returns
     -------

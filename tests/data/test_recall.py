@@ -178,3 +178,81 @@ def test_bad_input(call, words):
         call(np.random.default_rng(0))
     with pytest.raises(TypeError, match="rng"):
         call(np.random)
+
+
+def assert_uniform(drawn, kinds):
+    """Every number equally often, in every column, and columns independent of each other."""
+    drawn = np.asarray(drawn).reshape(len(drawn), -1)
+    n = len(drawn)
+    for column in drawn.T:
+        assert (np.abs(np.bincount(column, minlength=kinds) - n / kinds) < 5 * np.sqrt(n / kinds)).all()
+    for a, b in zip(drawn.T[:-1], drawn.T[1:], strict=True):
+        p = 1 / kinds
+        assert abs((a == b).mean() - p) < 5 * np.sqrt(p * (1 - p) / n)
+
+
+def test_symbols_are_drawn_one_by_one():
+    rng, n = np.random.default_rng(0), 4000
+    tokens, _, _ = mqar(rng, n, 12, 2, 8)
+    assert_uniform(tokens[:, 1:4:2] - 4, 4)
+    assert_uniform(
+        tokens[:, 5::2], 8
+    )  # odd places are never asked: noise, by default, over the whole vocabulary
+    tokens, *_ = needle(rng, n, 12, 5, 3, depth=0.0)
+    assert_uniform(np.column_stack([tokens[:, 1:4], tokens[:, 4:9]]), 5)
+    tokens, targets, _ = selective_copy(rng, n, 6, 3, 5)
+    assert_uniform(targets[:, 6:], 5)
+    tokens, *_ = induction(rng, n, 9, 6, (4, 4))
+    counts = np.bincount(tokens[:, :4].ravel(), minlength=6)
+    assert (np.abs(counts - n * 4 / 6) < 5 * np.sqrt(n * 4 / 6)).all()
+
+
+def test_types_and_defaults():
+    rng = np.random.default_rng(0)
+    for tokens, targets, mask, *start in (
+        induction(rng, 2, 8, 9, (2, 3)),
+        mqar(rng, 2, 16, 2, 8),
+        mqar(rng, 2, 16, 2, 8, noise=False),
+        needle(rng, 2, 8, 5),
+        needle(rng, 2, 8, 5, filler=np.zeros((2, 9), dtype=np.uint8)),
+        selective_copy(rng, 2, 8, 2, 5),
+    ):
+        assert tokens.dtype == targets.dtype == np.int64 and mask.dtype == bool
+        assert all(s.dtype == np.int64 for s in start)
+    assert needle(rng, 2, 8, 5)[2].sum() == 2  # one symbol by default
+    assert len(passkey(rng, 200)[1]) == 6  # five digits by default
+    _, _, mask = mqar(rng, 4000, 42, 1, 4)  # power 0.01 by default: P(0) = 1 / sum of k^-0.99
+    p = 1 / (np.arange(1, 21) ** -0.99).sum()
+    assert abs((mask.argmax(axis=1) == 2).mean() - p) < 5 * np.sqrt(p / 4000)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda r, n: induction(r, n, 5, 9, (1, 2)),
+        lambda r, n: mqar(r, n, 16, 4, 8),
+        lambda r, n: needle(r, n, 9, 5),
+        lambda r, n: selective_copy(r, n, 5, 2, 3),
+        lambda r, n: needle(r, 1, 9, n),
+        lambda r, n: needle(r, 1, 9, 5, n),
+        lambda r, n: selective_copy(r, 1, 5, 2, n),
+        lambda r, n: mqar(r, 1, 16, n, 8),
+    ],
+)
+def test_nothing_of_something_is_refused(call):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        call(np.random.default_rng(0), 0)
+    with pytest.raises(TypeError, match="must be an integer"):
+        call(np.random.default_rng(0), 1.5)
+
+
+def test_errors_say_what_was_expected():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"period must be 1 <= low <= high <= 4, got \(1, 5\)"):
+        induction(rng, 1, 5, 9, (1, 5))
+    with pytest.raises(ValueError, match="at least 2 pairs = 8, got 6"):
+        mqar(rng, 1, 16, 4, 6)
+    with pytest.raises(ValueError, match=r"at least 2 width \+ 1 = 7, got 6"):
+        needle(rng, 1, 6, 5, 3)
+    with pytest.raises(ValueError, match="length must be at least 73 for 3 digits, got 70"):
+        passkey(rng, 70, 3)

@@ -102,3 +102,33 @@ def test_bad_input(call, words):
         call(np.random.default_rng(0))
     with pytest.raises(TypeError, match="rng"):
         call(1)
+
+
+def test_types_defaults_and_last_prints():
+    rng = np.random.default_rng(0)
+    for tokens, targets, mask in (flip_flop(rng, 2, 8), counting(rng, 2, 8)):
+        assert tokens.dtype == targets.dtype == np.int64 and mask.dtype == bool
+    tokens, result = modular_arithmetic(rng, 2, 9)
+    assert tokens.dtype == result.dtype == np.int64
+    assert counting(rng, 200, 80, idle=0.0)[0].max() == 3  # one counter by default
+    assert abs((flip_flop(rng, 200, 402)[0][:, 2:-2:2] == 3).mean() - 0.8) < 0.01
+    tokens, targets, _ = counting(rng, 400, 200, idle=0.1)
+    assert targets.max() == 10 and abs((counting(rng, 400, 200)[0] == 0).mean() - 0.5) < 0.02
+    last = counting(rng, 2000, 3, variables=3)[0][:, -1]
+    counts = np.bincount(last, minlength=10)[[3, 6, 9]]
+    assert counts.sum() == 2000 and (np.abs(counts - 2000 / 3) < 5 * np.sqrt(2000 / 3)).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda r, n: flip_flop(r, n, 4),
+        lambda r, n: counting(r, n, 4),
+        lambda r, n: counting(r, 4, n),
+        lambda r, n: modular_arithmetic(r, n, 3),
+        lambda r, n: modular_arithmetic(r, 1, n),
+    ],
+)
+def test_nothing_is_refused(call):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        call(np.random.default_rng(0), 0)
