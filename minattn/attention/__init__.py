@@ -1,6 +1,9 @@
 """Attention: one function, the masks, normalisers and positions that it takes, heads, and the cache."""
 
+from .alignment import ALIGNMENTS, DISTRIBUTIONS, alignment_score, attend, attention_distribution
 from .cache import AppendCache, Cached, KVCache, RingCache, WindowCache
+from .cards import CARDS
+from .cells import CoAttention, HierarchicalAttention, MetaEmbedding, MultiDimAttention, Step
 from .dot_product import (
     attention,
     attention_scores,
@@ -36,28 +39,54 @@ from .position import (
     naive_rope,
     sinusoidal,
 )
+from .taxonomy import (
+    AXES,
+    FAMILIES,
+    AttentionCard,
+    coverage,
+    disagreements,
+    probe_taxonomy,
+    register_attention,
+    registered_attention,
+)
 
 __all__ = [
+    "ALIGNMENTS",
+    "AXES",
+    "CARDS",
+    "DISTRIBUTIONS",
+    "FAMILIES",
     "NORMALIZERS",
     "ALiBi",
     "AppendCache",
+    "AttentionCard",
     "Cached",
+    "CoAttention",
+    "HierarchicalAttention",
     "KVCache",
     "Learned",
+    "MetaEmbedding",
+    "MultiDimAttention",
     "MultiHeadAttention",
     "PositionEncoding",
     "RingCache",
     "RoPE",
     "Sinusoidal",
+    "Step",
     "WindowCache",
     "alibi_slopes",
+    "alignment_score",
     "at_positions",
+    "attend",
     "attention",
+    "attention_distribution",
     "attention_scores",
     "attention_weights",
     "block",
     "both",
     "causal",
+    "coverage",
+    "disagreements",
     "document",
     "either",
     "entmax15",
@@ -71,6 +100,9 @@ __all__ = [
     "negate",
     "padding",
     "prefix",
+    "probe_taxonomy",
+    "register_attention",
+    "registered_attention",
     "shifted",
     "sinusoidal",
     "sliding_window",
