@@ -69,6 +69,8 @@ def unfold(x: Operand, kernel: int | Sizes, stride: int | Sizes = 1, dilation: i
     ValueError
         If a window is larger than the image.
     """
+    if not 1 <= n <= x.ndim:
+        raise ValueError(f"n: expected between 1 and {x.ndim}, the axes of x, got {n}")
     kernel = _sizes("kernel", kernel, n)
     stride, dilation = _sizes("stride", stride, n), _sizes("dilation", dilation, n)
     if min(_out_sizes(x.shape[-n:], kernel, stride, dilation)) < 1:
@@ -85,6 +87,8 @@ def _conv(x: Operand, weight: Operand, bias: Operand | None, stride: Sizes, dila
             f"weight: expected (out, in/groups, …) with in={C}, groups={groups} and out divisible by it, "
             f"got {weight.shape}"
         )
+    if bias is not None and bias.shape != (O,):
+        raise ValueError(f"bias: expected shape {(O,)}, one for each output, got {bias.shape}")
     cols = unfold(x, weight.shape[2:], stride, dilation, n)  # (B, C, k…, m…)
     out_sizes = cols.shape[-n:]
     patch = Cg * math.prod(weight.shape[2:])
@@ -105,8 +109,8 @@ def conv1d(x: Operand, weight: Operand, bias: Operand | None = None, stride: int
         x = pad(x, ((0, 0), (0, 0), ((weight.shape[2] - 1) * dilation, 0)))
     elif isinstance(padding, str):
         raise ValueError(f'padding: expected an integer or "causal", got {padding!r}')
-    elif padding:
-        x = pad(x, ((0, 0), (0, 0), (padding, padding)))
+    else:
+        x = _pad_image(x, _sizes("padding", padding, 1, least=0))
     return _conv(x, weight, bias, _sizes("stride", stride, 1), _sizes("dilation", dilation, 1), groups)
 
 
@@ -114,7 +118,7 @@ def conv2d(x: Operand, weight: Operand, bias: Operand | None = None, stride: int
            padding: int | Sizes = 0, dilation: int | Sizes = 1, groups: int = 1) -> Operand:
     """Cross-correlation of x (B, C, H, W) with weight (O, C/groups, Kₕ, K_w); ``groups=C`` is depthwise."""
     _check_image(x, weight, 2)
-    x = _pad_image(x, padding)
+    x = _pad_image(x, _sizes("padding", padding, 2, least=0))
     return _conv(x, weight, bias, _sizes("stride", stride, 2), _sizes("dilation", dilation, 2), groups)
 
 
@@ -123,9 +127,14 @@ def _check_image(x: Operand, weight: Operand, n: int) -> None:
         raise ValueError(f"conv{n}d: expected x and weight with {n + 2} axes, got {x.shape} and {weight.shape}")
 
 
-def _pad_image(x: Operand, padding: int | Sizes, value: float = 0.0) -> Operand:
-    ph, pw = _sizes("padding", padding, 2, least=0)
-    return pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), value) if ph or pw else x
+def _pad_image(x: Operand, padding: Sizes, value: float = 0.0) -> Operand:
+    return pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)), value) if any(padding) else x
+
+
+def _pool_windows(x: Operand, kernel: Sizes, stride: int | Sizes | None, padding: Sizes, value: float) -> Operand:
+    if x.ndim != 4:
+        raise ValueError(f"x: expected (B, C, H, W), got shape {x.shape}")
+    return unfold(_pad_image(x, padding, value), kernel, kernel if stride is None else stride, 1, 2)
 
 
 def max_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = None, padding: int | Sizes = 0) -> Operand:
@@ -136,14 +145,15 @@ def max_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = Non
     kernel, padding = _sizes("kernel", kernel, 2), _sizes("padding", padding, 2, least=0)
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         raise ValueError(f"padding: expected at most half of the kernel {kernel}, got {padding}")
-    cols = unfold(_pad_image(x, padding, -math.inf), kernel, kernel if stride is None else stride, 1, 2)
+    cols = _pool_windows(x, kernel, stride, padding, -math.inf)
     flat = reshape(cols, (*cols.shape[:2], math.prod(kernel), *cols.shape[4:]))
     return max_along(flat, 2).values
 
 
 def avg_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = None, padding: int | Sizes = 0) -> Operand:
     """Mean of every window of x (B, C, H, W), zeros of the padding counted."""
-    return mean(unfold(_pad_image(x, padding), kernel, kernel if stride is None else stride, 1, 2), (2, 3))
+    kernel, padding = _sizes("kernel", kernel, 2), _sizes("padding", padding, 2, least=0)
+    return mean(_pool_windows(x, kernel, stride, padding, 0.0), (2, 3))
 
 
 windows = primitive(_windows, _d_windows, "unfold")

@@ -19,7 +19,7 @@ def _fused_gelu(x: Array, /) -> tuple[Array, Array | None]:
         return elementwise.gelu_erf(x), None
     from .cpu.gelu import gelu32, gelu64
 
-    x = np.ascontiguousarray(x)
+    x = np.asarray(x, order="C")
     out, slope = np.empty_like(x), np.empty_like(x)
     launch(gelu32 if x.dtype == np.float32 else gelu64, x.reshape(-1), out.reshape(-1), slope.reshape(-1))
     return out, slope
@@ -32,7 +32,7 @@ def _d_fused_gelu(g, out, x, saved=None):
 def gelu(x: Operand, approximate: str = "none") -> Operand:
     """Gaussian error linear unit x Φ(x) [GELU], or its tanh form with ``approximate="tanh"``.
 
-    In float32 the compiled form is within 6·10⁻⁷ of the exact value for |x| ≤ 6.
+    In float32 the compiled form is within 1.2·10⁻⁶ of the exact value for |x| ≤ 6, like PyTorch's.
     """
     if approximate == "none":
         return fused_gelu(x)

@@ -63,6 +63,8 @@ def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None =
 
 
 def _identity_affine(x: Operand) -> tuple[Array, Array]:
+    if x.ndim == 0:
+        raise ValueError("x: expected at least one axis, got shape ()")
     xp, D = namespace(x), x.shape[-1]
     return xp.ones(D, dtype=x.dtype), xp.zeros(D, dtype=x.dtype)
 
