@@ -94,9 +94,12 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.grad = None
+        for p in self.parameters():
+            p.grad = None
+
+    def parameters(self) -> list[Tensor]:
+        """The parameters of all groups."""
+        return [p for group in self.param_groups for p in group["params"]]
 
     def set_lr(self, lr: float) -> None:
         """Give all groups this learning rate."""
@@ -120,7 +123,7 @@ class Optimizer:
         if counts != (len(self.param_groups), len(self.state)):
             raise ValueError(f"saved: expected {len(self.param_groups)} groups and {len(self.state)} "
                              f"parameters, got {counts[0]} and {counts[1]}")
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = self.parameters()
         for i, (p, state) in enumerate(zip(params, saved["state"], strict=True)):
             for name, value in state.items():
                 if np.ndim(value) and value.size != p.size:
