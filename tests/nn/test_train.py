@@ -322,7 +322,8 @@ def test_killed_twenty_times_it_ends_the_same(tmp_path):
     rng, path, kills, first = np.random.default_rng(17), tmp_path / "run", 0, []
     script = KILLED.format(root=os.getcwd())
     while kills < 20:
-        process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", script, str(path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         heard = [process.stdout.readline() for _ in range(rng.integers(0, 4))]
         time.sleep(rng.uniform(0, 0.01))
         process.send_signal(signal.SIGKILL)
