@@ -351,7 +351,7 @@ def _one_hot_draws(scores: Array, temperature: float, rng: np.random.Generator) 
     """For each row u, uniform on [0, 1): the first key at which the cumulated softmax exceeds u."""
     xp = namespace(scores)
     top = scores.max(-1, keepdims=True)
-    below = where(top == -np.inf, scores, scores - top) / temperature  # 0 at the top, however cold
+    below = (scores - where(top == -np.inf, 0, top)) / temperature  # 0 at the top, however cold
     u = xp.asarray(rng.random(scores.shape[:-1]), dtype=scores.dtype)[..., None]
     reached = cumsum(softmax(below, -1), -1) > u
     first = reached & (xp.cumsum(reached, -1) == 1)

@@ -148,8 +148,8 @@ def probe_taxonomy(fn: Wiring, seed: int = 0, draws: int = 3) -> dict[str, str]:
                      step attends to x, another to y, and each looks at both
     levels           multi if a step attends to fewer things than an earlier one, and its values depend on the
                      output of that one
-    positions        from the weights ∂o/∂v: hard if always one-hot, local if what is seen is always one window
-                     of consecutive keys that leaves some out
+    positions        from the weights ∂o/∂v: hard if always one-hot, local if what is seen is always one
+                     window of consecutive keys that leaves some out
     representations  multi_dimensional if ∂o_d/∂v_d differs between features d; multi_representational if all
                      values that a query chooses among come from the same part of the input
 
@@ -290,7 +290,8 @@ def _one_origin(step: Step, trace: _Trace) -> bool:
         from_x, from_y = ([_slope(step.v, s, (b, slice(None), j)).ravel() > 0 for j in range(n)]
                           for s in (trace.x, trace.y))
         alike = all(np.array_equal(o, places[0]) for places in (from_x, from_y) for o in places)
-        if n == 1 or not alike or from_x[0].all() or from_y[0].all():
+        whole, none = from_x[0].all() or from_y[0].all(), not (from_x[0].any() or from_y[0].any())
+        if n == 1 or not alike or whole or none:
             return False
     return True
 
