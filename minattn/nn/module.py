@@ -117,15 +117,6 @@ class Module:
         self._buffers = {**self._buffers, name: persistent}
         setattr(self, name, raw(value))
 
-    def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
-        """Random generators that layers draw from while training, each once: a resumed run needs them."""
-        seen = set()
-        for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, np.random.Generator) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield _join(prefix, name), value
-
     def get_submodule(self, path: str) -> Module:
         """The module that a path such as ``"blocks.0.attn"`` leads to; the empty path is this module."""
         module: Module = self

@@ -104,7 +104,7 @@ def test_dtype_and_seed():
 
 
 @pytest.mark.parametrize("make, theirs", [
-    (lambda r: nn.Linear(50, 40, rng=r), torch.nn.Linear(50, 40)),
+    (lambda r: nn.Linear(100, 25, rng=r), torch.nn.Linear(100, 25)),
     (lambda r: nn.Embedding(50, 40, rng=r), torch.nn.Embedding(50, 40)),
     (lambda r: nn.Conv2d(8, 20, 3, rng=r), torch.nn.Conv2d(8, 20, 3)),
     (lambda r: nn.GRU(20, 25, rng=r), torch.nn.GRU(20, 25)),
