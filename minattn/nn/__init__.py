@@ -1,4 +1,4 @@
-"""Networks: modules with named parameters, layers, losses, optimisers, a training loop, decoding and metrics."""
+"""Networks: modules, layers, losses, optimisers, training, decoding and metrics."""
 
 from . import checkpoint, decode, init, losses, metrics, optim, schedule
 from .conv import Conv1d, Conv2d
