@@ -110,3 +110,18 @@ def test_a_warning_fails_the_book(built):
     page.write_text(page.read_text() + "\nSee {ref}`no-such-place`.\n")
     run = build(built)
     assert run.returncode == 1 and "no-such-place" in run.stderr
+    again = build(built)
+    assert again.returncode == 1 and "no-such-place" in again.stderr, "the second build must not look good"
+
+
+@pytest.mark.slow
+def test_building_one_page_tells_its_own_warnings_and_hides_none_from_the_book(built):
+    bad = built / "chapters" / "one" / "uses_none.md"
+    bad.write_text(bad.read_text() + "\nSee {ref}`no-such-place`.\n")
+    run = build(built, "--page", "chapters/one/uses_a.md")
+    assert run.returncode == 0 and "no-such-place" not in run.stderr
+    for _ in range(2):
+        run = build(built, "--page", "chapters/one/uses_none.md")
+        assert run.returncode == 1 and "no-such-place" in run.stderr
+    run = build(built)
+    assert run.returncode == 1 and "no-such-place" in run.stderr

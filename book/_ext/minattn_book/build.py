@@ -1,7 +1,8 @@
 """``python -m minattn_book.build``: execute the stale pages, then let Jupyter Book turn everything into HTML.
 
 Killing it at any moment is safe.  Pages are stored one by one (``pages.py``).  Sphinx is not so careful, so a
-marker stands while it runs: if it still stands at the next start, the HTML is made anew.
+marker stands while it runs: if it still stands at the next start, the HTML is made anew.  So it is after a
+warning, which Sphinx would not repeat, and the second build of a bad book would look good.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ import argparse
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 from .execute import execute_stale
 from .pages import ROOT, Page, pages_in_toc
+
+PROGRESS = re.compile(r"(reading sources|writing output)\.\.\. .*\[ *(\d+)%")
+WARNING = re.compile("WARNING|ERROR")
+BAR = "  {desc}: {percentage:3.0f}%|{bar:30}| {elapsed}"
 
 
 @contextlib.contextmanager
@@ -35,19 +44,46 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def sphinx(root: Path, strict: bool) -> int:
-    """Build the HTML; with `strict`, a warning is a failure."""
-    build, marker = root / "_build", root / "_build" / ".unfinished"
-    if marker.exists():
-        print("The last build was cut off: making the HTML anew from the stored pages.")
+def sphinx(root: Path, only: str | None = None) -> int:
+    """Build the HTML, in which any warning is a failure; with `only`, one on that page alone."""
+    build = root / "_build"
+    marker, complained = build / ".unfinished", build / ".complained"
+    if marker.exists() or (complained.exists() and not only):
+        # half-written files, or warnings that Sphinx would not repeat: start again from the stored pages
         for part in ("html", ".doctrees", "jupyter_execute"):
             shutil.rmtree(build / part, ignore_errors=True)
+        complained.unlink(missing_ok=True)
+    if only:  # read this page anew, so that its warnings come again
+        (build / ".doctrees" / f"{only}.doctree").unlink(missing_ok=True)
     marker.touch()
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "--toc"]
-    command += ["book/_toc.yml", "-n", "--quiet", *(["-W", "--keep-going"] if strict else [])]
-    code = subprocess.run(command, cwd=root).returncode
+    command += ["book/_toc.yml", "-n", *([] if only else ["-W", "--keep-going"])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    with tempfile.TemporaryFile("w+") as errors:
+        streams = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        run = subprocess.Popen(command, cwd=root, env=environment, **streams)
+        show_progress(run.stdout)
+        code = run.wait()
+        errors.seek(0)
+        lines = errors.readlines()
     marker.unlink()
-    return code
+    if code or any(WARNING.search(line) for line in lines):
+        complained.touch()
+    shown = [line for line in lines if not only or only in line or not WARNING.search(line)]
+    print("".join(shown), end="", file=sys.stderr)
+    return code or int(bool(only) and any(WARNING.search(line) for line in shown))
+
+
+def show_progress(lines: Iterable[str]) -> None:
+    """Turn Sphinx's account of reading and writing into a bar for each."""
+    bars: dict[str, tqdm] = {}
+    for line in lines:
+        if found := PROGRESS.search(line):
+            if found[1] not in bars:
+                bars[found[1]] = tqdm(desc=found[1], total=100, unit="%", disable=None, bar_format=BAR)
+            bars[found[1]].update(int(found[2]) - bars[found[1]].n)
+    for bar in bars.values():
+        bar.close()
 
 
 def build_book(root: Path, jobs: int | None, opens: bool) -> int:
@@ -60,7 +96,7 @@ def build_book(root: Path, jobs: int | None, opens: bool) -> int:
     failed = execute_stale(pages, jobs)
     print("Book: building the HTML (warnings are errors) ...", flush=True)
     with locked(root):
-        code = sphinx(root, strict=True)
+        code = sphinx(root)
     index = root / "_build" / "html" / "index.html"
     print(f"{len(pages)} pages in {time.perf_counter() - start:.0f} s.")
     if failed or code:
@@ -86,7 +122,7 @@ def build_page(root: Path, name: str) -> int:
         return 1
     failed = execute_stale([page], 1)
     with locked(root):
-        code = sphinx(root, strict=False)
+        code = sphinx(root, only=page.name)
     stored = page.stored()
     if stored is not None:
         print(f"{page.name}: its cells took {stored['seconds']:.2f} s.")
