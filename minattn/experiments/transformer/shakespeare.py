@@ -68,7 +68,7 @@ def evaluate(model: GPT) -> float:
     return sum(losses) / n
 
 
-def fit(steps: int = STEPS, seed: int = SEED, checkpoint: Path | None = None, eval_every: int = 250) -> Run:
+def fit(steps: int, seed: int, checkpoint: Path | None = None, eval_every: int = 250) -> Run:
     """Train a fresh model, or go on from the checkpoint if there is one."""
     rng = np.random.default_rng(seed)
     model = GPT(CONFIG, rng=rng)
@@ -82,7 +82,7 @@ def fit(steps: int = STEPS, seed: int = SEED, checkpoint: Path | None = None, ev
     return Run(model, history)
 
 
-def settings(seed: int = SEED) -> dict[str, Any]:
+def settings(seed: int) -> dict[str, Any]:
     """Everything that decides the result."""
     return {"config": asdict(CONFIG), "batch": BATCH, "steps": STEPS, "seed": seed, "clip": CLIP,
             "optimizer": {**OPTIMIZER, "betas": list(OPTIMIZER["betas"])}, "schedule": SCHEDULE}
@@ -90,7 +90,7 @@ def settings(seed: int = SEED) -> dict[str, Any]:
 
 def place() -> Path:
     """Where the trained model is kept; another setting has another place."""
-    digest = hashlib.sha256(json.dumps(settings(), sort_keys=True).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(json.dumps(settings(SEED), sort_keys=True).encode()).hexdigest()[:10]
     return data.cache_dir() / "trained" / f"shakespeare-{digest}.safetensors"
 
 
@@ -98,14 +98,14 @@ def train_and_keep() -> Run:
     """Train to the end, then put the model in its place; an earlier one stays until then."""
     done = place()
     running = done.with_suffix(".running")
-    run = fit(checkpoint=running)
+    run = fit(STEPS, SEED, running)
     os.replace(running, done)
     return run
 
 
 def trained() -> Run:
     """The trained model, trained now if there is none (about a minute and a half on two cores)."""
-    return fit(checkpoint=place()) if place().exists() else train_and_keep()
+    return fit(STEPS, SEED, place()) if place().exists() else train_and_keep()
 
 
 def main() -> None:
