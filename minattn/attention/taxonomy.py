@@ -205,10 +205,10 @@ def _trace(fn: Wiring, seed: int, draw: int) -> _Trace:
     steps = [steps] if isinstance(steps, Step) else list(steps)
     if not steps or not all(isinstance(s, Step) for s in steps):
         raise TypeError(f"fn: expected to return a Step or a list of them, got {steps!r:.60}")
-    return _Trace(x, y, steps, [_weights(s) for s in steps])
+    return _Trace(x, y, steps, [weights_of(s) for s in steps])
 
 
-def _weights(step: Step) -> np.ndarray:
+def weights_of(step: Step) -> np.ndarray:
     """∂o_id/∂v_jd of every query i, key j and feature d, with q and k held fixed: (B·H·N, M, Dv)."""
     v = tensor(raw(step.v), requires_grad=True)
     out = step.mechanism(raw(step.q), raw(step.k), v)
