@@ -83,8 +83,9 @@ def fit(steps: int, seed: int, checkpoint: Path | None = None, eval_every: int =
 
 
 def settings(seed: int) -> dict[str, Any]:
-    """Everything that decides the result."""
-    return {"config": asdict(CONFIG), "batch": BATCH, "steps": STEPS, "seed": seed, "clip": CLIP,
+    """Everything that decides the result, the text among it."""
+    text = hashlib.sha256(corpus().train.tobytes() + corpus().validation.tobytes()).hexdigest()
+    return {"text": text, "config": asdict(CONFIG), "batch": BATCH, "steps": STEPS, "seed": seed, "clip": CLIP,
             "optimizer": {**OPTIMIZER, "betas": list(OPTIMIZER["betas"])}, "schedule": SCHEDULE}
 
 
