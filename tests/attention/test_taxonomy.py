@@ -262,12 +262,12 @@ def test_weights_are_the_derivative_by_the_values():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 3, n, 4)) for n in (5, 6, 6))
     want = attention(q, k, v, return_weights=True)[1].reshape(-1, 6)
-    got = tx._weights(Step(attention, Tensor(q), k, tensor(v, requires_grad=True)))
+    got = tx.weights_of(Step(attention, Tensor(q), k, tensor(v, requires_grad=True)))
     assert got.shape == (30, 6, 4)
     np.testing.assert_allclose(got, np.repeat(want[..., None], 4, -1), rtol=1e-12, atol=1e-15)
     net = MultiDimAttention(4, 4, 4, rng=rng).to(np.float64)
     np.testing.assert_allclose(
-        tx._weights(Step(net, q, k, v)), net.weights(q, k).data.reshape(-1, 6, 4), rtol=1e-12, atol=1e-15
+        tx.weights_of(Step(net, q, k, v)), net.weights(q, k).data.reshape(-1, 6, 4), rtol=1e-12, atol=1e-15
     )
 
 

@@ -1,9 +1,9 @@
 """Is a taxonomy of attention something that can be checked? Declared labels against probed behaviour.
 
 For every registered mechanism the probe infers four labels from random inputs and parameters, which each seed
-draws anew, and they are compared with its card. The comparison must be able to fail, so two kinds of wrong cards
-go through it as well: every card with one label, chosen at random, exchanged for a wrong one, and right cards
-whose code has been broken in the way that the label speaks of.
+draws anew, and they are compared with its card. The comparison must be able to fail, so two kinds of wrong
+cards go through it as well: every card with one label, chosen at random, exchanged for a wrong one, and right
+cards whose code has been broken in the way that the label speaks of.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def run(seed: int) -> Finding:
 
     return Finding(
         paper=1,
-        claim="A taxonomy of attention can be checked: probed labels equal the declared card of every mechanism, "
-              "wrong cards and broken mechanisms are flagged, and every value of every axis has two mechanisms.",
+        claim="A taxonomy of attention can be checked: probed labels equal the declared card of every "
+              "mechanism, wrong cards and broken mechanisms are flagged, and every value of every axis has "
+              "at least two mechanisms.",
         numbers={"mechanisms": len(cards),
                  "agreement": fmean(probed[name] == card.labels() for name, card in cards.items()),
                  "constant_guess": fmean(common == card.labels() for card in cards.values()),
