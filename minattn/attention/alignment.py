@@ -339,21 +339,23 @@ def attention_distribution(scores: Operand, kind: str = "softmax", *, temperatur
         raise ValueError(f"kind: expected one of {', '.join(DISTRIBUTIONS)}, got {kind!r}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+    if kind == "hard" and not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng: hard attention draws from a numpy.random.Generator, got {rng!r}")
+    if not scores.shape[-1]:
+        return scores
     if kind != "hard":
         return NORMALIZERS[kind](scores / temperature, -1)
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng: hard attention draws from a numpy.random.Generator, got {rng!r}")
     drawn = _one_hot_draws(raw(scores), temperature, rng)
     return Tensor(drawn) if isinstance(scores, Tensor) else drawn
 
 
-def _one_hot_draws(scores: Array, temperature: float, rng: np.random.Generator) -> Array:
+def _one_hot_draws(scores: Array, temperature: float, rng: Any) -> Array:
     """For each row u, uniform on [0, 1): the first key at which the cumulated softmax exceeds u."""
     xp = namespace(scores)
     top = scores.max(-1, keepdims=True)
     below = (scores - where(top == -np.inf, 0, top)) / temperature  # 0 at the top, however cold
-    u = xp.asarray(rng.random(scores.shape[:-1]), dtype=scores.dtype)[..., None]
-    reached = cumsum(softmax(below, -1), -1) > u
+    total = cumsum(softmax(below.astype(np.float64), -1), -1)  # in float32, u could round up to one
+    reached = total > xp.asarray(rng.random(scores.shape[:-1]))[..., None] * total[..., -1:]
     first = reached & (xp.cumsum(reached, -1) == 1)
     return first.astype(scores.dtype)
 

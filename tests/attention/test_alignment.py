@@ -220,14 +220,23 @@ def test_gradients_of_distributions(kind):
     )
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_hard_when_cold_is_argmax(dtype):
-    scores = np.random.default_rng(2).standard_normal((4, 3, 7)).astype(dtype)
-    got = attention_distribution(
-        scores, "hard", temperature=1e-300 if dtype == np.float64 else 1e-30, rng=np.random.default_rng(0)
-    )
+@pytest.mark.parametrize(("dtype", "cold"), [(np.float32, 1e-37), (np.float64, 1e-307)])
+def test_hard_when_cold_is_argmax(dtype, cold):
+    """Even where scores / temperature overflows."""
+    scores = (50 * np.random.default_rng(2).standard_normal((4, 3, 7))).astype(dtype)
+    scores[1] = 0.01 * scores[1] + 60
+    with np.errstate(over="ignore"):
+        got = attention_distribution(scores, "hard", temperature=cold, rng=np.random.default_rng(0))
     np.testing.assert_array_equal(got, scores == scores.max(-1, keepdims=True))
     assert got.dtype == dtype
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+def test_without_keys_the_output_is_zero(kind):
+    q, k, v = np.ones((1, 2, 3, 4)), np.ones((1, 2, 0, 4)), np.ones((1, 2, 0, 5))
+    out, weights = attend(q, k, v, distribution=kind, rng=np.random.default_rng(0), return_weights=True)
+    assert weights.shape == (1, 2, 3, 0)
+    np.testing.assert_array_equal(out, np.zeros((1, 2, 3, 5)))
 
 
 def test_hard_draws_with_the_probabilities_of_the_softmax():
@@ -454,6 +463,14 @@ def test_bad_input_is_named():
     ]
     for call, args, options, text in cases:
         assert message(ValueError, call, *args, **options) == text
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_widths_must_agree_where_the_line_compares_features(kind):
+    q, k = np.ones((2, 1, 3, 2)), np.ones((2, 1, 4, 5))
+    parameters = {"phi": lambda x: x} if kind == "kernel" else {}
+    text = "k: expected batch and heads (2, 1) and 2 features as in q, got shape (2, 1, 4, 5)"
+    assert message(ValueError, alignment_score, q, k, kind, **parameters) == text
 
 
 def test_float32_stays_float32():
