@@ -67,17 +67,18 @@ def _d_neg(g, out, x):
 
 
 def _pow(x: Array, y: Array, /) -> Array:
-    """Power xʸ (real)."""
+    """Power xʸ."""
     return x**y
 
 def _d_pow(g, out, x, y):
     def by_base():  # y xʸ⁻¹, and 0 rather than 0·∞ where y = 0
-        return g * y * x ** (y - 1 if isinstance(y, (int, float)) and y else where(raw(y) == 0, 1, y - 1))
+        less = y - 1 if isinstance(y, (int, float)) and y else where(raw(y) == 0, 1, y - 1)
+        return g * dual(y * x**less)
 
     def by_exponent():  # xʸ ln x, and 0 at x = 0, where xʸ vanishes faster than ln x grows
         base = x if hasattr(x, "dtype") else namespace(g).asarray(x, dtype=g.dtype)
         zero = raw(base) == 0
-        return g * where(zero, 0, out * log(where(zero, 1, base)))
+        return g * dual(where(zero, 0, out * log(where(zero, 1, base))))
 
     return by_base, by_exponent
 
@@ -192,8 +193,8 @@ def _erf(x: Array, /) -> Array:
     try:
         from scipy.special import erf as erf_cpu
     except ImportError:  # slower, but the same values: NumPy alone has no erf
-        return np.vectorize(math.erf, otypes=[np.result_type(x, np.float32)])(x)
-    return erf_cpu(x)
+        erf_cpu = np.vectorize(math.erf, otypes=[float])
+    return erf_cpu(x).astype(np.result_type(x, np.float16), copy=False)
 
 def _d_erf(g, out, x):
     return g * (2 / math.sqrt(math.pi)) * exp(-(x * x))
@@ -245,12 +246,8 @@ def _maximum(x: Array, y: Array, /) -> Array:
 
 def _d_maximum(g, out, x, y):
     x, y = raw(x), raw(y)
-    tie = _half(x == y, g)
+    tie = (x == y) * np.asarray(0.5, dtype=g.dtype)[()]
     return lambda: g * ((x > y) + tie), lambda: g * ((y > x) + tie)
-
-
-def _half(mask: Array, like: Operand) -> Array:
-    return mask * np.asarray(0.5, dtype=like.dtype)[()]
 
 
 def _minimum(x: Array, y: Array, /) -> Array:
@@ -258,22 +255,14 @@ def _minimum(x: Array, y: Array, /) -> Array:
     return namespace(x).minimum(x, y)
 
 def _d_minimum(g, out, x, y):
-    x, y = raw(x), raw(y)
-    tie = _half(x == y, g)
-    return lambda: g * ((x < y) + tie), lambda: g * ((y < x) + tie)
+    return _d_maximum(g, out, y, x)  # x gets what y would get
 
 
 def _clip(x: Array, /, min: float | None, max: float | None) -> Array:
     return namespace(x).clip(x, min, max)
 
 def _d_clip(g, out, x, min, max):
-    x = raw(x)
-    inside = namespace(x).ones(x.shape, dtype=bool)
-    if min is not None:
-        inside &= x >= min
-    if max is not None:
-        inside &= x <= max
-    return g * inside
+    return g * (raw(out) == raw(x))
 
 
 def clip(x: Operand, min: float | None = None, max: float | None = None) -> Operand:
@@ -335,20 +324,20 @@ log = primitive(_log, _d_log)
 log1p = primitive(_log1p, _d_log1p)
 sqrt = primitive(_sqrt, _d_sqrt)
 abs = primitive(_abs, _d_abs)
-sign = primitive(_sign, _d_zero)
+sign = primitive(_sign, _d_zero, real=True)
 sin = primitive(_sin, _d_sin)
 cos = primitive(_cos, _d_cos)
 tanh = primitive(_tanh, _d_tanh)
-sigmoid = primitive(_sigmoid, _d_sigmoid)
-softplus = primitive(_softplus, _d_softplus)
-relu = primitive(_relu, _d_relu)
-erf = primitive(_erf, _d_erf)
-gelu_erf = primitive(_gelu_erf, _d_gelu_erf)
-gelu_tanh = primitive(_gelu_tanh, _d_gelu_tanh)
-silu = primitive(_silu, _d_silu)
-maximum = primitive(_maximum, _d_maximum)
-minimum = primitive(_minimum, _d_minimum)
-clip_to = primitive(_clip, _d_clip, "clip")
+sigmoid = primitive(_sigmoid, _d_sigmoid, real=True)
+softplus = primitive(_softplus, _d_softplus, real=True)
+relu = primitive(_relu, _d_relu, real=True)
+erf = primitive(_erf, _d_erf, real=True)
+gelu_erf = primitive(_gelu_erf, _d_gelu_erf, real=True)
+gelu_tanh = primitive(_gelu_tanh, _d_gelu_tanh, real=True)
+silu = primitive(_silu, _d_silu, real=True)
+maximum = primitive(_maximum, _d_maximum, real=True)
+minimum = primitive(_minimum, _d_minimum, real=True)
+clip_to = primitive(_clip, _d_clip, "clip", real=True)
 select = primitive(_select, _d_select, "where")
 astype = primitive(_astype, _d_astype)
 pass_through = primitive(_straight_through, _d_straight_through)

@@ -20,10 +20,12 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import Parameter
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ Operand = Any  # a Tensor, an array or a number
 
 _ndarray = np.ndarray
 _births = itertools.count()
+_birth_of = operator.attrgetter("_birth")
 _NUMBERS = (int, float, complex, bool)
 
 
@@ -45,10 +48,9 @@ _mode = _Mode()
 
 def namespace(x: Operand) -> Any:
     """The module, NumPy or CuPy, whose functions work on `x`."""
-    if type(x) is _ndarray or isinstance(x, (np.generic, *_NUMBERS)):
+    x = raw(x)
+    if type(x) is _ndarray:
         return np
-    if isinstance(x, Tensor):
-        return namespace(x.data)
     if type(x).__module__.startswith("cupy"):
         import cupy
 
@@ -80,8 +82,9 @@ class Tensor:
         assign a new one rather than writing into it, since several tensors may share it.
     """
 
-    __slots__ = ("__weakref__", "_args", "_birth", "_op", "_options", "_saved", "data", "grad", "requires_grad")
-    __array_ufunc__ = None  # ndarray + Tensor asks Tensor.__radd__; np.exp(Tensor) raises instead of detaching
+    __slots__ = ("__weakref__", "_args", "_birth", "_op", "_options", "_saved", "data", "grad",
+                 "requires_grad")
+    __array_ufunc__ = None  # ndarray + Tensor asks Tensor.__radd__; np.exp(Tensor) raises, detaching nothing
     data: Any
     _args: Any
     _options: Any
@@ -94,7 +97,7 @@ class Tensor:
         if type(data) is not _ndarray:
             data = as_array(data)
         if requires_grad and data.dtype.kind not in "fc":
-            raise TypeError(f"requires_grad: only floating or complex tensors have gradients, got dtype {data.dtype}")
+            raise TypeError(f"requires_grad: only floats and complex numbers have them, got {data.dtype}")
         self.data = data
         self.grad: Any = None
         self.requires_grad = requires_grad
@@ -117,7 +120,7 @@ class Tensor:
         Raises
         ------
         RuntimeError
-            For a tensor that requires a gradient: call `detach()` first, so that nobody loses a gradient unawares.
+            For a tensor that requires a gradient: call `detach()` first, lest a gradient be lost unawares.
         """
         if self.requires_grad:
             raise RuntimeError("numpy: this tensor requires a gradient; call .detach().numpy()")
@@ -127,7 +130,8 @@ class Tensor:
         """The only entry, as a Python number."""
         return self.data.item()
 
-    def backward(self, gradient: Operand = None, *, retain_graph: bool = False, create_graph: bool = False) -> None:
+    def backward(self, gradient: Operand = None, *, retain_graph: bool = False,
+                 create_graph: bool = False) -> None:
         """Add to the `grad` of every leaf the derivative of ``sum(gradient * self)`` with respect to it.
 
         `gradient` may be left out for a tensor with one entry. The graph is freed on the way unless
@@ -141,7 +145,7 @@ class Tensor:
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         name = func.__name__
-        raise TypeError(f"numpy.{name} would lose the gradient of a Tensor: use minattn.{name}, or .detach().numpy()")
+        raise TypeError(f"numpy.{name} would lose the gradient: use minattn.{name} or .detach().numpy()")
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError(
@@ -171,9 +175,9 @@ class Tensor:
         return format(self.item(), spec) if spec else repr(self)
 
     def __repr__(self) -> str:
-        values = np.array2string(np.asarray(self.detach().numpy()), separator=", ", prefix="tensor(", precision=4)
-        made_by = f", made by {self._op.__name__}" if self._op else ", requires_grad=True" if self.requires_grad else ""
-        return f"tensor({values}{made_by})"
+        values = np.array2string(self.detach().numpy(), separator=", ", prefix="tensor(", precision=4)
+        origin = f", made by {self._op.__name__}" if self._op else ", requires_grad=True" * self.requires_grad
+        return f"tensor({values}{origin})"
 
 
 def as_array(x: Any) -> Array:
@@ -189,47 +193,47 @@ def as_array(x: Any) -> Array:
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A new Tensor holding a copy of `data`; lists of Python floats become float32, arrays keep their dtype."""
-    data = data.data if isinstance(data, Tensor) else data
-    if dtype is None:
-        array = as_array(data)
-    else:
-        array = namespace(data).asarray(data, dtype=dtype)
+    """A Tensor with a copy of `data`; lists of Python floats become float32, arrays keep their dtype."""
+    data = raw(data)
+    array = as_array(data) if dtype is None else namespace(data).asarray(data, dtype=dtype)
     return Tensor(array.copy(), requires_grad)
 
 
-def primitive(forward: Callable, derivative: Callable, name: str | None = None, saves: bool = False) -> Callable:
+def primitive(forward: Callable, derivative: Callable, name: str | None = None, saves: bool = False,
+              real: bool = False) -> Callable:
     """Make a differentiable function out of a forward function on arrays and its derivative.
 
     Parameters
     ----------
     forward : callable
-        ``forward(x, y, /, options)``: the arguments before the slash are differentiable, those after it are not.
+        ``forward(x, y, /, options)``: arguments before the slash are differentiable, those after it are not.
     derivative : callable
-        ``derivative(g, out, x, y, options)`` returns, for each differentiable argument, ``gᵀ ∂out/∂argument``: a
-        value, or a function of no arguments that computes it, called only if that gradient is wanted. A single
-        argument needs no tuple; None stands for zero. Written with operators and minattn functions alone, it can
+        ``derivative(g, out, x, y, options)`` returns ``gᵀ ∂out/∂argument`` for each differentiable argument:
+        a value, or a function of no arguments that computes it, called only if that gradient is wanted. A
+        single argument needs no tuple; None stands for zero. Written with operators and our functions, it can
         be differentiated again. Broadcasting need not be undone: the sweep sums over the axes it added.
     name : str, optional
         Name in messages; by default that of `forward` without a leading underscore.
     saves : bool
-        If true, `forward` returns ``(out, saved)`` and `derivative` receives ``saved=`` as an option: what the
+        If true, `forward` returns ``(out, saved)`` and `derivative` receives the option ``saved=``: what the
         forward pass computed on the way, or None when the derivative is itself being recorded and has to
         recompute it from the arguments.
+    real : bool
+        If true, complex arguments are refused.
 
     Returns
     -------
     callable
-        Array in, array out; if any argument is a Tensor, Tensor out. Its attribute ``derivative`` is looked up
-        when the backward pass runs, so it can be replaced (see `override_derivative`).
+        Array in, array out; if any argument is a Tensor, Tensor out. Its attribute ``derivative`` is looked
+        up when the backward pass runs, so it can be replaced (see `override_derivative`).
     """
 
     signature = inspect.signature(forward)
     kinds = [p.kind for p in signature.parameters.values()]
-    limit = sys.maxsize if inspect.Parameter.VAR_POSITIONAL in kinds else kinds.count(inspect.Parameter.POSITIONAL_ONLY)
+    limit = sys.maxsize if Parameter.VAR_POSITIONAL in kinds else kinds.count(Parameter.POSITIONAL_ONLY)
     names = list(signature.parameters)[limit:]
     if limit == 0:
-        raise ValueError(f"forward: expected a slash after its differentiable arguments, as in f(x, /), got {signature}")
+        raise ValueError(f"forward: expected a slash after differentiable arguments, (x, /), got {signature}")
 
     def apply(*args: Any, **options: Any) -> Any:
         if len(args) > limit:
@@ -253,6 +257,8 @@ def primitive(forward: Callable, derivative: Callable, name: str | None = None, 
             if a.dtype is not dtype:
                 mixed = dtype is not None
                 dtype = a.dtype
+                if real and dtype.kind == "c":
+                    raise TypeError(f"{apply.__name__}: expected real numbers, got {dtype}")
             arrays.append(a)
         if mixed:
             arrays = _agree(apply.__name__, arrays)
@@ -265,7 +271,7 @@ def primitive(forward: Callable, derivative: Callable, name: str | None = None, 
             return out
         result = Tensor(out)
         if record and _mode.recording:
-            if not exact:  # constants as the forward pass saw them, so that the derivative has them in its dtype
+            if not exact:  # the derivative needs constants as the forward pass saw them, in its dtype
                 args = tuple(a if isinstance(a, Tensor) and a.requires_grad else b
                              for a, b in zip(args, arrays, strict=True))
             result.requires_grad = True
@@ -281,12 +287,12 @@ def primitive(forward: Callable, derivative: Callable, name: str | None = None, 
 
 
 def _agree(name: str, arrays: list) -> list:
-    """Give operands of unequal dtype one dtype: integers and booleans follow the floats; floats must agree."""
+    """Give operands of unequal dtype one: integers and booleans follow the floats, which must agree."""
     dtypes = {a.dtype for a in arrays if hasattr(a, "dtype")}
-    floats = {np.dtype(d.char.lower()) for d in dtypes if d.kind in "fc"}  # complex64 has parts of type float32
+    floats = {np.dtype(d.char.lower()) for d in dtypes if d.kind in "fc"}  # complex64: float32
     if len(floats) > 1:
         found = ", ".join(sorted(str(d) for d in dtypes))
-        raise TypeError(f"{name}: operands must share one floating dtype, got {found}; convert one with .to(dtype)")
+        raise TypeError(f"{name}: operands must share one floating dtype, got {found}; see .to(dtype)")
     if not floats:
         return arrays  # integers and booleans only: NumPy's own promotion
     (dtype,) = floats
@@ -349,10 +355,6 @@ def _ancestors(outputs: Sequence[Tensor]) -> list[Tensor]:
     return sorted(seen.values(), key=_birth_of)
 
 
-def _birth_of(t: Tensor) -> int:
-    return t._birth
-
-
 def _made_from(order: list[Tensor], inputs: set[int]) -> set[int]:
     """The tensors of `order` that depend on one of `inputs`."""
     made: set[int] = set()
@@ -368,31 +370,14 @@ def _seed(t: Tensor, gradient: Operand, create_graph: bool) -> Operand:
         raise RuntimeError("backward: the output does not require a gradient (nothing it was made from does)")
     if gradient is None:
         if t.size != 1:
-            raise RuntimeError(f"gradient: must be given for an output of shape {t.shape}; only scalars start with 1")
-        gradient = namespace(t.data).ones_like(t.data)
+            raise RuntimeError(f"gradient: must be given for an output of shape {t.shape}; a scalar's is 1")
+        gradient = 1
     elif np.shape(raw(gradient)) != t.shape:
         raise ValueError(f"gradient: expected shape {t.shape}, got {np.shape(raw(gradient))}")
     if create_graph and isinstance(gradient, Tensor):
         return gradient
-    gradient = namespace(t.data).asarray(raw(gradient), dtype=t.dtype)
+    gradient = namespace(t.data).asarray(raw(gradient), dtype=t.dtype).reshape(t.shape)
     return Tensor(gradient) if create_graph else gradient
-
-
-def _match(g: Operand, a: Tensor) -> Operand:
-    """Bring a gradient to the shape and dtype of its input: the derivative of broadcasting is summation."""
-    if g.shape != a.data.shape:
-        from .reduce import sum_to
-
-        g = sum_to(g, a.shape)
-    if g.dtype.kind == "c" and a.dtype.kind == "f":
-        from .spectral import real
-
-        g = real(g)
-    if g.dtype != a.dtype:
-        from .elementwise import astype
-
-        g = astype(g, dtype=a.dtype)
-    return g
 
 
 def _pull_back(t: Tensor, g: Operand, create_graph: bool) -> tuple:
@@ -405,7 +390,7 @@ def _pull_back(t: Tensor, g: Operand, create_graph: bool) -> tuple:
         grads = t._op.derivative(g, t.data, *arrays, **options)
     grads = grads if type(grads) is tuple else (grads,)
     if len(grads) != len(t._args):
-        raise ValueError(f"derivative of {t._op.__name__}: expected {len(t._args)} gradients, got {len(grads)}")
+        raise ValueError(f"derivative of {t._op.__name__}: expected {len(t._args)} values, got {len(grads)}")
     return grads
 
 
@@ -415,9 +400,11 @@ def _sweep(outputs: Sequence[Tensor], gradients: Sequence[Operand], inputs: Sequ
     order = _ancestors(outputs)
     wanted = {id(t) for t in inputs or ()}
     made = None if inputs is None else _made_from(order, wanted)
+    reach = None if made is None else made | wanted
     pending: dict[int, Operand] = {}
     found: dict[int, Operand] = {}
-    with _recording(create_graph):
+    recording, _mode.recording = _mode.recording, create_graph
+    try:
         for t, gradient in zip(outputs, gradients, strict=True):
             g = _seed(t, gradient, create_graph)
             pending[id(t)] = pending[id(t)] + g if id(t) in pending else g
@@ -437,18 +424,22 @@ def _sweep(outputs: Sequence[Tensor], gradients: Sequence[Operand], inputs: Sequ
             for a, part in zip(t._args, _pull_back(t, g, create_graph), strict=True):
                 if not isinstance(a, Tensor) or not a.requires_grad:
                     continue
-                if made is not None and id(a) not in made and id(a) not in wanted:
+                if reach is not None and id(a) not in reach:
                     continue
                 if callable(part):
                     part = part()
                 if part is None:
                     continue
                 if part.shape != a.data.shape or part.dtype is not a.data.dtype:
-                    part = _match(part, a)
+                    from .reduce import fitted  # which needs this module
+
+                    part = fitted(part, a.data)
                 key = id(a)
                 pending[key] = pending[key] + part if key in pending else part
             if not retain_graph:
                 t._args = t._options = t._saved = None
+    finally:
+        _mode.recording = recording
     return found
 
 
@@ -479,16 +470,14 @@ def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *, retain_graph: b
     for i, t in enumerate(inputs):
         if not isinstance(t, Tensor) or not t.requires_grad:
             raise ValueError(f"inputs[{i}]: expected a Tensor that requires a gradient")
-    if grad_outputs is None:
-        grad_outputs = [None] * len(outputs)
-    elif not isinstance(grad_outputs, (list, tuple)):
-        grad_outputs = [grad_outputs]
+    if not isinstance(grad_outputs, (list, tuple)):
+        grad_outputs = [grad_outputs] * (1 if grad_outputs is not None else len(outputs))
     if len(grad_outputs) != len(outputs):
-        raise ValueError(f"grad_outputs: expected {len(outputs)}, one for each output, got {len(grad_outputs)}")
+        raise ValueError(f"grad_outputs: expected {len(outputs)}, one per output, got {len(grad_outputs)}")
     retain = create_graph if retain_graph is None else retain_graph
     found = _sweep(outputs, grad_outputs, inputs, create_graph, retain)
     for i, t in enumerate(inputs):
         if id(t) not in found and not allow_unused:
-            raise RuntimeError(f"inputs[{i}]: the outputs do not depend on it (allow_unused=True gives None instead)")
+            raise RuntimeError(f"inputs[{i}]: the outputs do not depend on it (allow_unused=True gives None)")
     results = [found.get(id(t)) for t in inputs]
     return tuple(g if g is None or isinstance(g, Tensor) else Tensor(g) for g in results)

@@ -12,8 +12,8 @@ from .engine import Array, Operand, Tensor, namespace, primitive, raw
 from .shape import axis, expand, flip, reshape
 
 
-class Sorted(NamedTuple):
-    """Sorted values and where each came from."""
+class Found(NamedTuple):
+    """Values found along an axis, and where."""
 
     values: Operand
     indices: Array
@@ -81,13 +81,11 @@ def _lattice(index: Array, dim: int) -> tuple:
 
 
 def _check_gather(x: Operand, dim: int, index: Array) -> tuple[int, Array]:
-    index = raw(index)
-    index = index if hasattr(index, "dtype") else np.asarray(index)
-    if index.dtype.kind not in "iu":
-        raise TypeError(f"index: expected integers, got dtype {index.dtype}")
+    dim = axis(dim, x.ndim)
+    index = _check_ids(index, x.shape[dim], "index")
     if index.ndim != x.ndim:
         raise ValueError(f"index: expected {x.ndim} axes as in x, got shape {index.shape}")
-    return axis(dim, x.ndim), index
+    return dim, index
 
 
 def gather(x: Operand, dim: int, index: Array) -> Operand:
@@ -126,13 +124,13 @@ def _d_rows(g, out, weight, ids):
     return summed_segments(flat, ids=ids.reshape(-1), count=weight.shape[0])
 
 
-def _check_ids(ids: Operand, count: int) -> Array:
+def _check_ids(ids: Operand, count: int, name: str = "ids") -> Array:
     ids = raw(ids)
     ids = ids if hasattr(ids, "dtype") else np.asarray(ids)
     if ids.dtype.kind not in "iu":
-        raise TypeError(f"ids: expected integers, got dtype {ids.dtype}")
+        raise TypeError(f"{name}: expected integers, got dtype {ids.dtype}")
     if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < count):
-        raise ValueError(f"ids: expected values in [0, {count}), got [{ids.min()}, {ids.max()}]")
+        raise ValueError(f"{name}: expected values in [0, {count}), got [{ids.min()}, {ids.max()}]")
     return ids
 
 
@@ -155,7 +153,7 @@ def one_hot(ids: Array, count: int, dtype: Any = np.float32) -> Array:
     return (ids[..., None] == namespace(ids).arange(count)).astype(dtype)
 
 
-def sort(x: Operand, dim: int = -1, descending: bool = False) -> Sorted:
+def sort(x: Operand, dim: int = -1, descending: bool = False) -> Found:
     """Entries in order along `dim` (equal ones in their old order) and their indices."""
     data = raw(x)
     if descending:  # stable also downwards: sort the reversed axis upwards, then read both backwards
@@ -163,10 +161,10 @@ def sort(x: Operand, dim: int = -1, descending: bool = False) -> Sorted:
         order = data.shape[dim] - 1 - flip(order, dim)
     else:
         order = data.argsort(axis=dim, kind="stable")
-    return Sorted(gather(x, dim, order), order)
+    return Found(gather(x, dim, order), order)
 
 
-def topk(x: Operand, k: int, dim: int = -1) -> Sorted:
+def topk(x: Operand, k: int, dim: int = -1) -> Found:
     """The k largest entries along `dim`, largest first, and their indices."""
     dim = axis(dim, x.ndim)
     n = x.shape[dim]
@@ -174,10 +172,10 @@ def topk(x: Operand, k: int, dim: int = -1) -> Sorted:
         raise ValueError(f"k: expected 0 ≤ k ≤ {n}, the size of axis {dim}, got {k}")
     order = sort(raw(x), dim, descending=True).indices
     order = order[(slice(None),) * dim + (slice(0, k),)]
-    return Sorted(gather(x, dim, order), order)
+    return Found(gather(x, dim, order), order)
 
 
-picked = primitive(_getitem, _d_getitem)
+picked = primitive(_getitem, _d_getitem, "getitem")
 put = primitive(_put, _d_put)
 rows = primitive(_rows, _d_rows, "embedding")
-summed_segments = primitive(_segment_sum, _d_segment_sum)
+summed_segments = primitive(_segment_sum, _d_segment_sum, "segment_sum")

@@ -33,20 +33,18 @@ def _d_matmul(g, out, x, y):
 def matmul(x: Operand, y: Operand) -> Operand:
     """Product x @ y of the last two axes, the others broadcasting; vectors as in torch.matmul.
 
-    Raises
-    ------
-    ValueError
-        If the inner sizes differ or an operand is a scalar.
+    A ValueError if the inner sizes differ or an operand is a scalar.
     """
-    if x.ndim > 1 and y.ndim > 1:
-        if x.shape[-1] != y.shape[-2]:
-            raise ValueError(f"matmul: inner sizes differ in {x.shape} @ {y.shape}")
+    a, b = x.shape, y.shape
+    if len(a) > 1 and len(b) > 1:
+        if a[-1] != b[-2]:
+            raise ValueError(f"matmul: inner sizes differ in {a} @ {b}")
         return product(x, y)
-    if x.ndim == 0 or y.ndim == 0:
-        raise ValueError(f"matmul: expected vectors or matrices, got shapes {x.shape} and {y.shape}")
-    if x.ndim == 1:
+    if not a or not b:
+        raise ValueError(f"matmul: expected vectors or matrices, got shapes {a} and {b}")
+    if len(a) == 1:
         out = matmul(unsqueeze(x, 0), y)  # x as a row
-        return reshape(out, out.shape[:-1] if y.ndim == 1 else out.shape[:-2] + out.shape[-1:])
+        return reshape(out, out.shape[:-1] if len(b) == 1 else out.shape[:-2] + out.shape[-1:])
     out = matmul(x, unsqueeze(y, 1))  # y as a column
     return reshape(out, out.shape[:-1])
 
@@ -66,7 +64,7 @@ def _d_linear(g, out, x, weight, *bias):
 def linear(x: Operand, weight: Operand, bias: Operand | None = None) -> Operand:
     """x Wᵀ + b for x (…, D), W (E, D), b (E); result (…, E)."""
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
-        raise ValueError(f"weight: expected shape (E, D) with D the last axis of x {x.shape}, got {weight.shape}")
+        raise ValueError(f"weight: expected shape (E, D), D the last axis of x {x.shape}, got {weight.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected shape {weight.shape[:1]}, the rows of weight, got {bias.shape}")
     return affine(x, weight) if bias is None else affine(x, weight, bias)
@@ -91,14 +89,15 @@ def _d_einsum(g, out_value, *xs, terms, out):
 
 
 def einsum(subscripts: str, *operands: Operand) -> Operand:
-    """Einstein summation, e.g. ``einsum("bhid,bhjd->bhij", q, k)``; ``...`` and repeated letters are allowed."""
+    """Einstein summation, ``einsum("bhid,bhjd->bhij", q, k)``; ``...`` and repeated letters may occur."""
     subscripts = subscripts.replace(" ", "")
     left, arrow, out = subscripts.partition("->")
     terms = left.split(",")
     if len(terms) != len(operands):
         raise ValueError(f"subscripts: {subscripts!r} names {len(terms)} operands, got {len(operands)}")
     if not arrow:  # NumPy's implicit form: letters that occur once, in alphabetical order
-        out = "..." * ("..." in left) + "".join(sorted(c for c in set(left) - set(",.") if left.count(c) == 1))
+        once = sorted(c for c in left if c not in ",." and left.count(c) == 1)
+        out = "".join(["..."] * ("..." in left) + once)
     free = [c for c in ascii_letters if c not in subscripts]
     ranks = [x.ndim - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True)]
     for t, x, n in zip(terms, operands, ranks, strict=True):
@@ -109,13 +108,15 @@ def einsum(subscripts: str, *operands: Operand) -> Operand:
     terms = [t.replace("...", dots[len(dots) - n :]) for t, n in zip(terms, ranks, strict=True)]
     out = out.replace("...", dots)
     factors = list(operands)
-    for k, t in enumerate(terms):  # a letter twice in one operand is a diagonal: rename it, multiply by the identity
+    for k, t in enumerate(terms):  # a letter twice in an operand is a diagonal: rename it, multiply by eye
         for i, c in enumerate(t):
             if c in t[:i]:
+                x = raw(factors[k])
+                if x.shape[i] != x.shape[t.index(c)]:
+                    raise ValueError(f"subscripts: {t!r} is a diagonal, but the shape is {x.shape}")
                 fresh = free.pop(0)
                 terms[k] = terms[k][:i] + fresh + terms[k][i + 1 :]
                 terms.append(c + fresh)
-                x = raw(factors[k])
                 factors.append(namespace(x).eye(x.shape[i], dtype=x.dtype))
     return contracted(*factors, terms=tuple(terms), out=out)
 
@@ -176,12 +177,12 @@ def pinv(a: Operand, steps: int = 32) -> Operand:
     A, Z = raw(a), raw(z)
     error = norm(A @ Z @ A - A, 2, (-2, -1))
     if not (error <= 1e-3 * norm(A, 2, (-2, -1))).all():
-        raise ValueError(f"steps: {steps} steps left an error of {float(error.max()):.1e}; a is ill-conditioned")
+        raise ValueError(f"steps: {steps} left an error of {float(error.max()):.1e}; a is ill-conditioned")
     return z
 
 
 product = primitive(_matmul, _d_matmul, "matmul")
-affine = primitive(_linear, _d_linear)
-contracted = primitive(_einsum, _d_einsum)
+affine = primitive(_linear, _d_linear, "linear")
+contracted = primitive(_einsum, _d_einsum, "einsum")
 inverse = primitive(_inverse, _d_inverse)
-solved = primitive(_solve, _d_solve)
+solved = primitive(_solve, _d_solve, "solve")

@@ -6,33 +6,20 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from .elementwise import _COMPLEX, abs, dual, exp, sqrt, where
+from .elementwise import _COMPLEX, abs, astype, dual, exp, sqrt, where
 from .engine import Array, Operand, namespace, primitive, raw
-from .index import gather
+from .index import Found, gather
 from .shape import axis, expand, flip, pad, reshape, squeeze
+from .spectral import real
 
 Dim = int | tuple[int, ...] | None
 
 
-class Extremum(NamedTuple):
-    """Values along an axis and where they stand."""
-
-    values: Operand
-    indices: Array
-
-
 def axes(dim: Dim, ndim: int) -> tuple[int, ...]:
-    """`dim` as a tuple of axes 0 ≤ a < ndim.
-
-    Raises
-    ------
-    ValueError
-        If an axis is out of range or named twice.
-    """
+    """`dim` as a tuple of different axes, counted from the front."""
     dims = tuple(range(ndim)) if dim is None else (dim,) if isinstance(dim, (int, np.integer)) else tuple(dim)
     dims = tuple(axis(d, ndim) for d in dims)
     if len(set(dims)) != len(dims):
@@ -59,9 +46,18 @@ def sum_to(g: Operand, shape: tuple[int, ...]) -> Operand:
     """Sum `g` over the axes along which `shape` was broadcast to it."""
     lead = g.ndim - len(shape)
     if lead < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[lead:], strict=True)):
-        raise ValueError(f"derivative: a gradient of shape {g.shape} does not fit an argument of shape {shape}")
-    dims = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and g.shape[lead + i] != 1)
-    return reshape(sum(g, dims), shape)
+        raise ValueError(f"derivative: a gradient of shape {g.shape} does not fit an argument of {shape}")
+    ones = (lead + i for i, n in enumerate(shape) if n == 1 and g.shape[lead + i] != 1)
+    return reshape(sum(g, (*range(lead), *ones)), shape)
+
+
+def fitted(g: Operand, like: Array) -> Operand:
+    """Bring a gradient to the shape and dtype of its argument."""
+    if g.shape != like.shape:
+        g = sum_to(g, like.shape)
+    if g.dtype in _COMPLEX and like.dtype not in _COMPLEX:
+        g = real(g)
+    return g if g.dtype == like.dtype else astype(g, dtype=like.dtype)
 
 
 def _sum(x: Array, /, dim: Dim = None, keepdim: bool = False) -> Array:
@@ -110,19 +106,19 @@ def _d_extremum(g, out, x, dim=None, keepdim=False):
     return grow(g, x, dim, keepdim) * share.astype(x.dtype)
 
 
-def _pick(x: Operand, index: Array, dim: int, keepdim: bool) -> Extremum:
+def _pick(x: Operand, index: Array, dim: int, keepdim: bool) -> Found:
     index = namespace(index).expand_dims(index, dim)
     values = gather(x, dim, index)
-    return Extremum(values, index) if keepdim else Extremum(squeeze(values, dim), squeeze(index, dim))
+    return Found(values, index) if keepdim else Found(squeeze(values, dim), squeeze(index, dim))
 
 
 def max(x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
-    """Largest entry; with `dim`, the pair (values, indices), the gradient going to the first largest entry."""
+    """Largest entry; with `dim`, the pair (values, indices), the gradient going to the first of equals."""
     return amax(x) if dim is None else _pick(x, raw(x).argmax(axis=dim), dim, keepdim)
 
 
 def min(x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
-    """Smallest entry; with `dim`, the pair (values, indices), the gradient going to the first smallest entry."""
+    """Smallest entry; with `dim`, the pair (values, indices), the gradient going to the first of equals."""
     return amin(x) if dim is None else _pick(x, raw(x).argmin(axis=dim), dim, keepdim)
 
 
@@ -243,11 +239,11 @@ def _d_scan(g, out, a, b, dim):
 
 
 sum = primitive(_sum, _d_sum)
-amax = primitive(_amax, _d_extremum)
-amin = primitive(_amin, _d_extremum)
-logsumexp = primitive(_logsumexp, _d_logsumexp)
+amax = primitive(_amax, _d_extremum, real=True)
+amin = primitive(_amin, _d_extremum, real=True)
+logsumexp = primitive(_logsumexp, _d_logsumexp, real=True)
 norm2 = primitive(_norm, _d_norm)
-softmax = primitive(_softmax, _d_softmax)
-log_softmax = primitive(_log_softmax, _d_log_softmax)
+softmax = primitive(_softmax, _d_softmax, real=True)
+log_softmax = primitive(_log_softmax, _d_log_softmax, real=True)
 cumsum = primitive(_cumsum, _d_cumsum)
 scan = primitive(_scan, _d_scan)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
+from .elementwise import where
 from .engine import Array, Operand, namespace, primitive
 
 Widths = tuple[tuple[int, int], ...]
@@ -18,7 +20,7 @@ def _shape_of(shape: tuple) -> tuple[int, ...]:
 
 
 def axis(dim: int, ndim: int) -> int:
-    """The axis `dim`, which may be counted from the end, counted from the front; a ValueError if there is none."""
+    """The axis `dim`, which may be counted from the end, counted from the front."""
     if not -ndim <= dim < ndim:
         raise ValueError(f"dim: expected an axis in [{-ndim}, {ndim - 1}], got {dim}")
     return dim % ndim
@@ -60,9 +62,11 @@ def transpose(x: Operand, dim0: int, dim1: int) -> Operand:
 
 
 def _expand(x: Array, /, shape: tuple[int, ...]) -> Array:
-    if isinstance(x, np.generic):  # quicker
-        return np.full(shape, x)
-    return namespace(x).broadcast_to(x, shape)
+    if x.ndim or namespace(x) is not np:
+        return namespace(x).broadcast_to(x, shape)
+    out = np.empty(shape, dtype=x.dtype)  # a scalar, such as the gradient of a loss: filling is quicker
+    out.fill(x)
+    return out
 
 def _d_expand(g, out, x, shape):
     return g  # the sweep sums it back to the shape of x
@@ -97,7 +101,7 @@ def _cat(*xs: Array, dim: int) -> Array:
 def _d_cat(g, out, *xs, dim):
     stops = np.cumsum([x.shape[dim] for x in xs]).tolist()
     lead = (slice(None),) * (dim % g.ndim)
-    return tuple(lambda a=stop - x.shape[dim], b=stop: g[(*lead, slice(a, b))] for x, stop in zip(xs, stops, strict=True))
+    return tuple(lambda a=a, b=b: g[(*lead, slice(a, b))] for a, b in pairwise([0, *stops]))
 
 
 def cat(tensors: Sequence[Operand], dim: int = 0) -> Operand:
@@ -115,15 +119,14 @@ def stack(tensors: Sequence[Operand], dim: int = 0) -> Operand:
 
 
 def split(x: Operand, sizes: int | Sequence[int], dim: int = 0) -> tuple:
-    """Cut along `dim` into pieces of the given sizes (one number: that size each, the last may be smaller)."""
+    """Cut along `dim` into pieces of the given sizes (a number: that size each, the last may be smaller)."""
     n = x.shape[axis(dim, x.ndim)]
     if isinstance(sizes, int):
         sizes = [min(sizes, n - start) for start in range(0, max(n, 1), sizes)] if sizes > 0 else [sizes]
     if sum(sizes) != n or min(sizes, default=0) < 0:
         raise ValueError(f"sizes: expected sizes that sum to {n}, the size of axis {dim}, got {list(sizes)}")
-    stops = np.cumsum(sizes).tolist()
     lead = (slice(None),) * (dim % x.ndim)
-    return tuple(x[(*lead, slice(b - s, b))] for s, b in zip(sizes, stops, strict=True))
+    return tuple(x[(*lead, slice(a, b))] for a, b in pairwise([0, *np.cumsum(sizes).tolist()]))
 
 
 def chunk(x: Operand, chunks: int, dim: int = 0) -> tuple:
@@ -143,7 +146,7 @@ def _d_pad(g, out, x, widths, value):
 def pad(x: Operand, widths: Widths, value: float = 0.0) -> Operand:
     """Add `value` around x: one pair (before, after) for each axis, as in NumPy."""
     if len(widths) != x.ndim:
-        raise ValueError(f"widths: expected {x.ndim} pairs (before, after), one for each axis, got {len(widths)}")
+        raise ValueError(f"widths: expected {x.ndim} pairs (before, after), one per axis, got {len(widths)}")
     return padded(x, widths=tuple(tuple(w) for w in widths), value=value)
 
 
@@ -152,7 +155,7 @@ def _roll(x: Array, /, shifts: int | tuple[int, ...], dims: int | tuple[int, ...
     return namespace(x).roll(x, shifts, axis=dims)
 
 def _d_roll(g, out, x, shifts, dims=None):
-    return roll(g, tuple(-s for s in shifts) if isinstance(shifts, tuple) else -shifts, dims)
+    return roll(g, tuple(-s for s in shifts) if isinstance(shifts, (tuple, list)) else -shifts, dims)
 
 
 def _flip(x: Array, /, dims: tuple[int, ...]) -> Array:
@@ -167,35 +170,35 @@ def flip(x: Operand, *dims: int | tuple[int, ...]) -> Operand:
     return flipped(x, dims=_shape_of(dims))
 
 
-def _tril(x: Array, /, diagonal: int = 0) -> Array:
+def _lower(x: Operand, diagonal: int) -> Array:
+    """Where column j ≤ row i + diagonal, in the last two axes of x."""
+    if x.ndim < 2:
+        raise ValueError(f"x: expected matrices in the last two axes, got shape {x.shape}")
+    return namespace(x).tri(*x.shape[-2:], diagonal, dtype=bool)
+
+
+def tril(x: Operand, diagonal: int = 0) -> Operand:
     """Lower triangle of the last two axes, zero above the given diagonal."""
-    return namespace(x).tril(x, diagonal)
-
-def _d_tril(g, out, x, diagonal=0):
-    return tril(g, diagonal)
+    return where(_lower(x, diagonal), x, 0)
 
 
-def _triu(x: Array, /, diagonal: int = 0) -> Array:
+def triu(x: Operand, diagonal: int = 0) -> Operand:
     """Upper triangle of the last two axes, zero below the given diagonal."""
-    return namespace(x).triu(x, diagonal)
-
-def _d_triu(g, out, x, diagonal=0):
-    return triu(g, diagonal)
+    return where(_lower(x, diagonal - 1), 0, x)
 
 
 def repeat_interleave(x: Operand, repeats: int, dim: int) -> Operand:
     """Repeat each entry along `dim` so many times in a row (the heads of grouped attention)."""
     dim = axis(dim, x.ndim)
     before, n, after = x.shape[:dim], x.shape[dim], x.shape[dim + 1 :]
-    return reshape(expand(unsqueeze(x, dim + 1), (*before, n, repeats, *after)), (*before, n * repeats, *after))
+    repeated = expand(unsqueeze(x, dim + 1), (*before, n, repeats, *after))
+    return reshape(repeated, (*before, n * repeats, *after))
 
 
-reshaped = primitive(_reshape, _d_reshape)
-permuted = primitive(_permute, _d_permute)
-expanded = primitive(_expand, _d_expand)
-joined = primitive(_cat, _d_cat)
-padded = primitive(_pad, _d_pad)
+reshaped = primitive(_reshape, _d_reshape, "reshape")
+permuted = primitive(_permute, _d_permute, "permute")
+expanded = primitive(_expand, _d_expand, "expand")
+joined = primitive(_cat, _d_cat, "cat")
+padded = primitive(_pad, _d_pad, "pad")
 roll = primitive(_roll, _d_roll)
-flipped = primitive(_flip, _d_flip)
-tril = primitive(_tril, _d_tril)
-triu = primitive(_triu, _d_triu)
+flipped = primitive(_flip, _d_flip, "flip")

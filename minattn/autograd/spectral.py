@@ -35,16 +35,19 @@ def _d_conj(g, out, z):
 
 def _complex(re: Array, im: Array, /) -> Array:
     """re + i·im."""
-    return re + 1j * im
+    xp = namespace(re)
+    z = xp.empty(np.broadcast_shapes(np.shape(re), np.shape(im)), dtype=np.result_type(re, im, np.complex64))
+    z.real, z.imag = re, im  # re + 1j * im would have NaN for an infinite im
+    return z
 
 def _d_complex(g, out, re, im):
     return lambda: real(g), lambda: imag(g)
 
 
-def _fit(x: Operand, n: int | None, dim: int) -> Operand:
+def _fit(x: Operand, n: int, dim: int) -> Operand:
     """Trim x or add zeros so that axis `dim` has size n."""
     size = x.shape[dim]
-    if n is None or n == size:
+    if n == size:
         return x
     if n < size:
         return x[(slice(None),) * (dim % x.ndim) + (slice(0, n),)]
@@ -53,21 +56,12 @@ def _fit(x: Operand, n: int | None, dim: int) -> Operand:
     return pad(x, tuple(widths))
 
 
-def _along(values: Array, like: Operand, dim: int) -> Array:
-    """A vector laid along axis `dim`, in the real dtype of `like`."""
-    xp = namespace(raw(like))
+def _weights(n: int, like: Operand, dim: int) -> Array:
+    """How often each of the n//2 + 1 frequencies of a real signal occurs among all n, along axis `dim`."""
+    w = np.where(2 * np.arange(n // 2 + 1) % n == 0, 1, 2)  # frequencies 0 and n/2 mirror themselves
     shape = [1] * like.ndim
-    shape[dim] = len(values)
-    return xp.asarray(values, dtype=raw(like).real.dtype).reshape(shape)
-
-
-def _weights(n: int) -> np.ndarray:
-    """How often each of the n//2 + 1 frequencies of a real signal occurs among all n: once at the ends, else twice."""
-    w = np.full(n // 2 + 1, 2.0)
-    w[0] = 1
-    if n % 2 == 0:
-        w[-1] = 1
-    return w
+    shape[dim] = len(w)
+    return namespace(like).asarray(w, dtype=raw(like).real.dtype).reshape(shape)
 
 
 def _rfft(x: Array, /, dim: int) -> Array:
@@ -75,22 +69,22 @@ def _rfft(x: Array, /, dim: int) -> Array:
 
 def _d_rfft(g, out, x, dim):
     n = x.shape[dim]
-    return n * to_signal(g / _along(_weights(n), g, dim), n=n, dim=dim)
+    return n * to_signal(g / _weights(n, g, dim), n=n, dim=dim)
 
 
 def rfft(x: Operand, n: int | None = None, dim: int = -1) -> Operand:
     """Fourier transform of a real signal, X_k = Σ_t x_t e^(−2πi kt/n) for k = 0 … n//2."""
-    x = _fit(x, n, dim)
-    if x.shape[dim] == 0:
-        raise ValueError("rfft: the signal is empty")
-    return to_spectrum(x, dim=dim)
+    n = x.shape[dim] if n is None else n
+    if n < 1:
+        raise ValueError(f"n: expected a length of at least 1, got {n}")
+    return to_spectrum(_fit(x, n, dim), dim=dim)
 
 
 def _irfft(z: Array, /, n: int, dim: int) -> Array:
     return namespace(z).fft.irfft(z, n=n, axis=dim)
 
 def _d_irfft(g, out, z, n, dim):
-    return to_spectrum(g, dim=dim) * _along(_weights(n) / n, g, dim)
+    return to_spectrum(g, dim=dim) * _weights(n, g, dim) / n
 
 
 def irfft(z: Operand, n: int | None = None, dim: int = -1) -> Operand:
@@ -121,7 +115,7 @@ real = primitive(_real, _d_real)
 imag = primitive(_imag, _d_imag)
 conj = primitive(_conj, _d_conj)
 complex = primitive(_complex, _d_complex)
-to_spectrum = primitive(_rfft, _d_rfft)
-to_signal = primitive(_irfft, _d_irfft)
+to_spectrum = primitive(_rfft, _d_rfft, "rfft", real=True)
+to_signal = primitive(_irfft, _d_irfft, "irfft")
 fft = primitive(_fft, _d_fft)
 ifft = primitive(_ifft, _d_ifft)

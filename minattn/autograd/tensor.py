@@ -32,7 +32,7 @@ def transfer(x: Tensor, device: str) -> Tensor:
     if (device == "gpu") == on_gpu:
         return x
     if not x.is_leaf:
-        raise RuntimeError(f"to: move leaf tensors to the {device}, then compute; got the result of a primitive")
+        raise RuntimeError(f"to: move leaf tensors to the {device}, then compute; got a primitive's result")
     if device == "cpu":
         return Tensor(x.data.get(), x.requires_grad)
     try:
@@ -61,7 +61,8 @@ def _comparison(name: str) -> Any:
 
 def _matmul(x: Operand, y: Operand) -> Operand:
     """x @ y, where lists become arrays and numbers are refused by their shape."""
-    return linalg.matmul(*(a if hasattr(a, "ndim") else as_array(a) for a in (x, y)))
+    x, y = (x if isinstance(x, Tensor) else as_array(x)), (y if isinstance(y, Tensor) else as_array(y))
+    return linalg.matmul(x, y)
 
 
 _BINARY: dict[str, Any] = {"add": elementwise.add, "sub": elementwise.sub, "mul": elementwise.mul,
@@ -71,15 +72,13 @@ for _name, _op in _BINARY.items():
     setattr(Tensor, f"__r{_name}__", _reflected(_op))
 for _name in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
     setattr(Tensor, _name, _comparison(_name))
-_OTHERS: dict[str, Any] = {"__neg__": elementwise.neg, "__getitem__": index.getitem, "__abs__": elementwise.abs,
-           "__hash__": object.__hash__}  # identity, as in PyTorch, although == is elementwise
-for _name, _op in _OTHERS.items():
-    setattr(Tensor, _name, _op)
 
 _METHODS = {
-    elementwise: "abs clip erf exp log log1p sqrt sign sin cos tanh sigmoid softplus relu gelu silu maximum minimum",
+    elementwise: "abs clip erf exp log log1p sqrt sign sin cos tanh sigmoid softplus relu gelu silu maximum "
+                 "minimum",
     reduce: "sum mean var std amax amin max min argmax argmin logsumexp norm softmax log_softmax cumsum",
-    shape: "reshape permute transpose expand unsqueeze squeeze split chunk pad roll flip tril triu repeat_interleave",
+    shape: "reshape permute transpose expand unsqueeze squeeze split chunk pad roll flip tril triu "
+           "repeat_interleave",
     index: "gather scatter_add sort topk",
     linalg: "matmul inverse",
 }
@@ -87,9 +86,17 @@ for _module, _names in _METHODS.items():
     for _name in _names.split():
         setattr(Tensor, _name, getattr(_module, _name))
 
-Tensor.swapaxes = shape.transpose  # type: ignore[attr-defined]
-Tensor.to = to  # type: ignore[attr-defined]
-Tensor.float = lambda x: to(x, np.float32)  # type: ignore[attr-defined]
-Tensor.double = lambda x: to(x, np.float64)  # type: ignore[attr-defined]
-Tensor.T = property(lambda x: shape.permute(x, *reversed(range(x.ndim))), doc="All axes in reverse order.")  # type: ignore[attr-defined]
-Tensor.mT = property(lambda x: shape.transpose(x, -1, -2), doc="The last two axes exchanged.")  # type: ignore[attr-defined]
+_OTHERS: dict[str, Any] = {
+    "__neg__": elementwise.neg,
+    "__abs__": elementwise.abs,
+    "__getitem__": index.getitem,
+    "__hash__": object.__hash__,  # identity, as in PyTorch, although == is elementwise
+    "swapaxes": shape.transpose,
+    "to": to,
+    "float": lambda x: to(x, np.float32),
+    "double": lambda x: to(x, np.float64),
+    "T": property(lambda x: shape.permute(x, *reversed(range(x.ndim))), doc="All axes in reverse order."),
+    "mT": property(lambda x: shape.transpose(x, -1, -2), doc="The last two axes exchanged."),
+}
+for _name, _op in _OTHERS.items():
+    setattr(Tensor, _name, _op)
