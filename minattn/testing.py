@@ -1,7 +1,7 @@
 """Checks that can fail: gradients against finite differences, along random directions.
 
-A test that differentiates ``f(x).sum()`` sees only one cotangent, all ones, for which a softmax has no gradient at
-all. `check_grads` draws random cotangents and directions, and checks derivatives of derivatives the same way.
+A test that differentiates ``f(x).sum()`` sees one cotangent, all ones, for which a softmax has no gradient.
+`check_grads` draws random cotangents and directions, and checks derivatives of derivatives in the same way.
 """
 
 from __future__ import annotations
@@ -50,18 +50,17 @@ def check_grads(f: Callable, *args: Operand, order: int = 2, rng: np.random.Gene
     vs = [_direction(rng, x) for x in xs]
 
     gradients = _gradient(f, *xs, u)
-    if all(g is None for g in gradients):
-        if _depth == 0:
-            raise ValueError("f: its output does not depend on the arguments")
-    got = sum(_inner(g.data, v) for g, v in zip(gradients, vs, strict=False) if g is not None)
-    want = (_inner(u, raw(f(*[x + step * v for x, v in zip(map(Tensor, xs), vs, strict=True)])))
-            - _inner(u, raw(f(*[x - step * v for x, v in zip(map(Tensor, xs), vs, strict=True)])))) / (2 * step)
+    if _depth == 0 and all(g is None for g in gradients):
+        raise ValueError("f: its output does not depend on the arguments")
+    got = sum(_inner(g.data, v) for g, v in zip(gradients, vs, strict=True) if g is not None)
+    ahead, behind = (f(*[Tensor(x + h * v) for x, v in zip(xs, vs, strict=True)]) for h in (step, -step))
+    want = (_inner(u, raw(ahead)) - _inner(u, raw(behind))) / (2 * step)
     if not abs(got - want) <= atol + rtol * abs(want):
         raise AssertionError(f"order 1: the backward pass gives {got:.10g}, finite differences {want:.10g}")
     for i in range(len(xs) if order > 1 else 0):
         try:  # the gradient with respect to argument i, as a function of the arguments and of the cotangent
-            check_grads(lambda *ts, i=i: _filled(_gradient(f, *ts)[i], ts[i]), *xs, u, order=order - 1, rng=rng,
-                        rtol=rtol, atol=atol, step=step, _depth=_depth + 1)
+            check_grads(lambda *ts, i=i: _filled(_gradient(f, *ts)[i], ts[i]), *xs, u, order=order - 1,
+                        rng=rng, rtol=rtol, atol=atol, step=step, _depth=_depth + 1)
         except AssertionError as e:
             raise AssertionError(f"derivative with respect to argument {i}: {e}") from None
 
@@ -78,7 +77,7 @@ def _inner(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _gradient(f: Callable, *point: Operand) -> tuple:
-    """uᵀ ∂f/∂x for each x of the point (x…, u), recorded so that it can be differentiated again; None for zero."""
+    """uᵀ ∂f/∂x for each x of the point (x…, u), recorded, to be differentiated again; None for zero."""
     *xs, u = (t if isinstance(t, Tensor) else Tensor(t) for t in point)
     xs = [x if x.requires_grad else Tensor(x.data, requires_grad=True) for x in xs]
     y = f(*xs)
