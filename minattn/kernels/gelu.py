@@ -39,4 +39,4 @@ def gelu(x: Operand, approximate: str = "none") -> Operand:
     return elementwise.gelu(x, approximate)
 
 
-fused_gelu = primitive(_fused_gelu, _d_fused_gelu, "gelu", saves=True)
+fused_gelu = primitive(_fused_gelu, _d_fused_gelu, "gelu", saves=True, real=True)

@@ -109,5 +109,5 @@ def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6) -> Op
     return rms_normalized(x, weight, eps=eps)
 
 
-normalized = primitive(_layer_norm, _d_layer_norm, "layer_norm", saves=True)
-rms_normalized = primitive(_rms_norm, _d_rms_norm, "rms_norm", saves=True)
+normalized = primitive(_layer_norm, _d_layer_norm, "layer_norm", saves=True, real=True)
+rms_normalized = primitive(_rms_norm, _d_rms_norm, "rms_norm", saves=True, real=True)
