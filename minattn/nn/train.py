@@ -61,7 +61,7 @@ class History:
         text = f"{len(self):,} steps in {self.seconds:.1f} s: loss {self.recent():.4f}"
         return f"{text}, validation {self.validation[-1][1]:.4f}" if self.validation else text
 
-    def plot(self, smooth: int = 20) -> Any:
+    def plot(self, smooth: int = 20, log: bool = False) -> Any:
         """A figure of the losses, as they were and averaged over `smooth` steps, and of the validation."""
         from minattn.plots.figures import COLOURS, new_figure
 
@@ -73,7 +73,7 @@ class History:
                 axes.plot(range(n, len(self) + 1), mean, color=COLOURS[0], label=f"training, mean of {n}")
             if self.validation:
                 axes.plot(*zip(*self.validation, strict=True), "o-", color=COLOURS[1], label="validation")
-            axes.set(xlabel="step", ylabel="loss")
+            axes.set(xlabel="step", ylabel="loss", yscale="log" if log else "linear")
             if len(axes.lines) > 1:
                 axes.legend()
         return figure

@@ -251,7 +251,8 @@ def test_history_plots():
     np.testing.assert_allclose(raw[:, 1], h.losses)
     assert mean[0, 0] == 10 and mean[0, 1] == pytest.approx(np.mean(h.losses[:10])) and len(mean) == 41
     np.testing.assert_allclose(validation, h.validation)
-    assert len(History(losses=[1.0]).plot().axes) == 1
+    assert axes.get_yscale() == "linear"
+    assert History(losses=[1.0]).plot(log=True).axes[0].get_yscale() == "log"
 
 
 # ---- progress
