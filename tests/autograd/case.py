@@ -147,7 +147,7 @@ def check_derivatives(case: Case, samples: int = 4, size: int = 24) -> None:
 
 
 def check_array_in_array_out(case: Case) -> None:
-    """Plain arrays give plain arrays, with the values that Tensors give; the arguments are left as they were."""
+    """Plain arrays give plain arrays, of the values that Tensors give; the arguments stay as they were."""
     for sample in case.draw():
         arrays, options = sample
         before = [a.copy() for a in arrays]
@@ -161,16 +161,20 @@ def check_array_in_array_out(case: Case) -> None:
 
 
 def check_single_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float32 in: float32 out, and every derivative rule answers in the dtype of its argument, to second order too."""
+    """Float32 in: float32 out, and every derivative answers in the dtype of its argument, twice over."""
     pull_back = engine._pull_back
 
     def watched(t: Tensor, g: Any, create_graph: bool) -> tuple:
         parts = pull_back(t, g, create_graph)
-        parts = tuple(p() if callable(p) and differentiable(a) else p for a, p in zip(t._args, parts, strict=True))
+        parts = tuple(
+            p() if callable(p) and differentiable(a) else p for a, p in zip(t._args, parts, strict=True)
+        )
         for a, p in zip(t._args, parts, strict=True):
             if isinstance(a, Tensor) and a.requires_grad and p is not None:
                 width = {np.dtype(d.char.lower()) for d in (a.dtype, p.dtype)}
-                assert width == {np.dtype(np.float32)}, f"derivative of {t._op.__name__}: {p.dtype} for {a.dtype}"
+                assert width == {np.dtype(np.float32)}, (
+                    f"derivative of {t._op.__name__}: {p.dtype} for {a.dtype}"
+                )
         return parts
 
     monkeypatch.setattr(engine, "_pull_back", watched)
@@ -188,8 +192,14 @@ def check_single_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
             first = ag.grad(ys, xs, us, create_graph=True, allow_unused=True)
             first = [g for g in first if g is not None and g.requires_grad]
             assert all(raw(g).dtype in (np.float32, np.complex64) for g in first), described(sample)
-            again = ag.grad(first, us, [random_like(rng, raw(g)) for g in first], allow_unused=True) if first else ()
-            assert all(raw(g).dtype in (np.float32, np.complex64) for g in again if g is not None), described(sample)
+            again = (
+                ag.grad(first, us, [random_like(rng, raw(g)) for g in first], allow_unused=True)
+                if first
+                else ()
+            )
+            assert all(raw(g).dtype in (np.float32, np.complex64) for g in again if g is not None), described(
+                sample
+            )
 
 
 def check_samples(case: Case) -> None:
@@ -197,7 +207,9 @@ def check_samples(case: Case) -> None:
     samples = case.draw()
     arrays = [a for s in samples for a in s[0]]
     assert len(samples) >= 20
-    assert len({tuple(a.shape for a in s[0]) + (str(s[1]),) for s in samples}) >= 12, "too few different inputs"
+    assert len({(*(a.shape for a in s[0]), str(s[1])) for s in samples}) >= 12, (
+        "too few different inputs"
+    )
     assert any(1 in a.shape for a in arrays), "no axis of size 1"
     assert any(a.size == 0 for a in arrays) == case.empty, "arrays of size 0"
     assert any(not a.flags.c_contiguous for a in arrays), "no view that is transposed, strided or backwards"

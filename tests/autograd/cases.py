@@ -1,7 +1,7 @@
 """The table: every public function of `minattn.autograd` beside PyTorch's, with inputs for both.
 
-One list for each file of the package; `tests/autograd/test_<file>.py` runs the checks of `case.py` on its list. What
-has no counterpart here is named in `ELSEWHERE` with the test that covers it.
+One list for each file of the package; `tests/autograd/test_<file>.py` runs the checks of `case.py` on it.
+What has no counterpart here is named in `ELSEWHERE` with the test that covers it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,19 @@ from .inputs import (
 )
 
 ELSEWHERE = {
-    "Tensor": "test_tensor", "tensor": "test_engine", "grad": "test_engine", "no_grad": "test_engine",
-    "enable_grad": "test_engine", "namespace": "test_engine", "override_derivative": "test_engine",
-    "primitive": "test_engine", "hessian": "test_functional", "hvp": "test_functional", "jacobian": "test_functional",
-    "jvp": "test_functional", "vjp": "test_functional",
+    "Tensor": "test_tensor",
+    "tensor": "test_engine",
+    "grad": "test_engine",
+    "no_grad": "test_engine",
+    "enable_grad": "test_engine",
+    "namespace": "test_engine",
+    "override_derivative": "test_engine",
+    "primitive": "test_engine",
+    "hessian": "test_functional",
+    "hvp": "test_functional",
+    "jacobian": "test_functional",
+    "jvp": "test_functional",
+    "vjp": "test_functional",
 }
 
 
@@ -44,10 +53,13 @@ def F() -> object:
     return torch.nn.functional
 
 
-# ---- elementwise.py --------------------------------------------------------------------------------------------------
+# ---- elementwise.py ----
 def clipped(rng: Rng) -> Iterator[Sample]:
     for k, shape in enumerate(shapes(rng)):
-        yield (laid_out(rng, normal(rng, shape)),), [{"min": -0.5, "max": 0.7}, {"min": 0.1}, {"max": -0.2}][k % 3]
+        yield (
+            (laid_out(rng, normal(rng, shape)),),
+            [{"min": -0.5, "max": 0.7}, {"min": 0.1}, {"max": -0.2}][k % 3],
+        )
 
 
 def chosen(rng: Rng) -> Iterator[Sample]:
@@ -103,14 +115,21 @@ ELEMENTWISE = [
     Case("maximum", ag.maximum, lambda x, y: torch.maximum(x, y), binary()),
     Case("minimum", ag.minimum, lambda x, y: torch.minimum(x, y), binary()),
     Case("clip", ag.clip, lambda x, min=None, max=None: x.clamp(min, max), clipped),
-    Case("where", lambda x, y, cond: ag.where(cond, x, y), lambda x, y, cond: torch.where(cond, x, y), chosen),
+    Case(
+        "where", lambda x, y, cond: ag.where(cond, x, y), lambda x, y, cond: torch.where(cond, x, y), chosen
+    ),
     Case("astype", lambda x: ag.astype(x, dtype=x.dtype), lambda x: x.to(x.dtype), unary()),
-    Case("straight_through", lambda x, hard: ag.straight_through(hard, x), lambda x, hard: x + (hard * 1.0 - x).detach(),
-         hard_and_soft, exact=False),
+    Case(
+        "straight_through",
+        lambda x, hard: ag.straight_through(hard, x),
+        lambda x, hard: x + (hard * 1.0 - x).detach(),
+        hard_and_soft,
+        exact=False,
+    ),
 ]
 
 
-# ---- reduce.py -------------------------------------------------------------------------------------------------------
+# ---- reduce.py ----
 def variance(power: float) -> object:
     def theirs(x, dim, keepdim, correction):
         dims = tuple(range(x.ndim)) if dim is None else dim
@@ -157,8 +176,18 @@ REDUCE = [
     Case("var", ag.var, variance(1), reduced(least=2, correction=[0, 1])),
     Case("var complex", ag.var, variance(1), reduced(complex_normal, least=2, correction=[0, 1])),
     Case("std", ag.std, variance(0.5), reduced(least=2, correction=[0, 1])),
-    Case("amax", ag.amax, lambda x, dim, keepdim: x.amax(() if dim is None else dim, keepdim), reduced(distinct, least=1)),
-    Case("amin", ag.amin, lambda x, dim, keepdim: x.amin(() if dim is None else dim, keepdim), reduced(distinct, least=1)),
+    Case(
+        "amax",
+        ag.amax,
+        lambda x, dim, keepdim: x.amax(() if dim is None else dim, keepdim),
+        reduced(distinct, least=1),
+    ),
+    Case(
+        "amin",
+        ag.amin,
+        lambda x, dim, keepdim: x.amin(() if dim is None else dim, keepdim),
+        reduced(distinct, least=1),
+    ),
     Case("max", ag.max, lambda x, **o: x.max(**o), along(distinct, least_size=1, keepdim=[False, True])),
     Case("max all", ag.max, lambda x: x.max(), unary(distinct, empty=False), empty=False),
     Case("min", ag.min, lambda x, **o: x.min(**o), along(distinct, least_size=1, keepdim=[False, True])),
@@ -181,16 +210,31 @@ REDUCE = [
 ]
 
 
-# ---- linalg.py -------------------------------------------------------------------------------------------------------
+# ---- linalg.py ----
 def matrices(values=normal):
     """Pairs for matmul: vectors, matrices, stacks of them that broadcast."""
 
     def samples(rng: Rng) -> Iterator[Sample]:
         sizes = [(2, 3, 4), (1, 3, 1), (3, 1, 2), (2, 0, 3), (0, 2, 3), (3, 2, 0)]
-        stacks = [((), ()), ((2,), ()), ((), (3,)), ((2, 1), (3,)), ((4, 2), (4, 1)), ((0,), ()), ((2, 3), ())]
+        stacks = [
+            ((), ()),
+            ((2,), ()),
+            ((), (3,)),
+            ((2, 1), (3,)),
+            ((4, 2), (4, 1)),
+            ((0,), ()),
+            ((2, 3), ()),
+        ]
         for (n, k, m), (a, b) in [(sizes[i % 6], stacks[i % 7]) for i in range(26)]:
             yield (laid_out(rng, values(rng, (*a, n, k))), laid_out(rng, values(rng, (*b, k, m)))), {}
-        for a, b in [((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((3,), (4, 3, 2)), ((4, 2, 3), (3,)), ((2, 2, 1, 3), (3,))]:
+        for a, b in [
+            ((3,), (3,)),
+            ((3,), (3, 2)),
+            ((2, 3), (3,)),
+            ((3,), (4, 3, 2)),
+            ((4, 2, 3), (3,)),
+            ((2, 2, 1, 3), (3,)),
+        ]:
             yield (laid_out(rng, values(rng, a)), laid_out(rng, values(rng, b))), {}
 
     return samples
@@ -206,8 +250,28 @@ def affine(bias: bool):
     return samples
 
 
-SUMS = ["ij,jk->ik", "bij,bjk->bik", "ij->ji", "ij->", "i,i->", "i,j->ij", "ij,ij->i", "bhid,bhjd->bhij", "...ij,...jk->...ik",
-        "...i->i...", "ii->i", "ii->", "ij,kj", "ij,j", "i,ij,j->", "abc,ad->bcd", "iij->j", "iii->i", "ij,...j->...i", "b...,b->..."]
+SUMS = [
+    "ij,jk->ik",
+    "bij,bjk->bik",
+    "ij->ji",
+    "ij->",
+    "i,i->",
+    "i,j->ij",
+    "ij,ij->i",
+    "bhid,bhjd->bhij",
+    "...ij,...jk->...ik",
+    "...i->i...",
+    "ii->i",
+    "ii->",
+    "ij,kj",
+    "ij,j",
+    "i,ij,j->",
+    "abc,ad->bcd",
+    "iij->j",
+    "iii->i",
+    "ij,...j->...i",
+    "b...,b->...",
+]
 
 
 def sums(values=normal):
@@ -245,9 +309,11 @@ def systems(rng: Rng) -> Iterator[Sample]:
 
 
 def solved(a, b):
-    """PyTorch takes b for a stack of vectors where its shape allows both readings, so its axes are made plain."""
+    """PyTorch takes b for a stack of vectors where its shape allows both readings: make its axes plain."""
     columns = b[:, None] if b.ndim == 1 else b
-    x = torch.linalg.solve(a, columns.expand(*np.broadcast_shapes(a.shape[:-2], columns.shape[:-2]), *columns.shape[-2:]))
+    x = torch.linalg.solve(
+        a, columns.expand(*np.broadcast_shapes(a.shape[:-2], columns.shape[:-2]), *columns.shape[-2:])
+    )
     return x[..., 0] if b.ndim == 1 else x
 
 
@@ -264,11 +330,27 @@ LINALG = [
     Case("matmul complex", ag.matmul, lambda x, y: x @ y, matrices(complex_normal)),
     Case("linear", ag.linear, lambda x, w, b: F().linear(x, w, b), affine(True)),
     Case("linear without-bias", ag.linear, lambda x, w: F().linear(x, w), affine(False)),
-    Case("einsum", lambda *xs, subscripts: ag.einsum(subscripts, *xs), lambda *xs, subscripts: torch.einsum(subscripts, *xs), sums()),
-    Case("einsum complex", lambda *xs, subscripts: ag.einsum(subscripts, *xs),
-         lambda *xs, subscripts: torch.einsum(subscripts, *xs), sums(complex_normal)),
-    Case("outer", ag.outer, lambda x, y: torch.outer(x, y),
-         lambda rng: (((laid_out(rng, normal(rng, (k % 5,))), laid_out(rng, normal(rng, (1 + k % 4,)))), {}) for k in range(24))),
+    Case(
+        "einsum",
+        lambda *xs, subscripts: ag.einsum(subscripts, *xs),
+        lambda *xs, subscripts: torch.einsum(subscripts, *xs),
+        sums(),
+    ),
+    Case(
+        "einsum complex",
+        lambda *xs, subscripts: ag.einsum(subscripts, *xs),
+        lambda *xs, subscripts: torch.einsum(subscripts, *xs),
+        sums(complex_normal),
+    ),
+    Case(
+        "outer",
+        ag.outer,
+        lambda x, y: torch.outer(x, y),
+        lambda rng: (
+            ((laid_out(rng, normal(rng, (k % 5,))), laid_out(rng, normal(rng, (1 + k % 4,)))), {})
+            for k in range(24)
+        ),
+    ),
     Case("inverse", ag.inverse, lambda a: torch.linalg.inv(a), square()),
     Case("inverse complex", ag.inverse, lambda a: torch.linalg.inv(a), square(complex_normal)),
     Case("solve", ag.solve, solved, systems),
@@ -277,7 +359,7 @@ LINALG = [
 ]
 
 
-# ---- spectral.py -----------------------------------------------------------------------------------------------------
+# ---- spectral.py ----
 def signals(values=normal, sized=True):
     """Arrays along an axis that is not empty, trimmed or extended to n in two cases of three."""
 
@@ -303,7 +385,10 @@ def transform(f):
         if z.numel():
             return f(z, n, dim)
         model = f(torch.zeros([max(s, 1) for s in z.shape], dtype=z.dtype), n, dim)
-        return model[tuple(slice(0, s) if d != dim % z.ndim else slice(None) for d, s in enumerate(z.shape))] * z.real.sum()
+        return (
+            model[tuple(slice(0, s) if d != dim % z.ndim else slice(None) for d, s in enumerate(z.shape))]
+            * z.real.sum()
+        )
 
     return theirs
 

@@ -1,7 +1,7 @@
 """Inputs for the table of cases: shapes, memory layouts and values.
 
-A sample is ``(arrays, options)``: the arrays are differentiated, the options are not. Every generator yields at least
-twenty samples, among them axes of size 0 and 1 and arrays that are transposed, strided or flipped views.
+A sample is ``(arrays, options)``: the arrays are differentiated, the options are not. Every generator
+yields at least twenty, among them axes of size 0 and 1 and views that are transposed, strided or flipped.
 """
 
 from __future__ import annotations
@@ -15,10 +15,27 @@ Rng = np.random.Generator
 Sample = tuple[tuple[np.ndarray, ...], dict]
 Samples = Callable[[Rng], Iterator[Sample]]
 
-SPECIAL = [(), (1,), (0,), (5,), (2, 3), (3, 1), (1, 4), (0, 3), (3, 0), (1, 1), (2, 3, 4), (2, 1, 3), (1, 0, 2), (2, 2, 1, 3)]
+SPECIAL = [
+    (),
+    (1,),
+    (0,),
+    (5,),
+    (2, 3),
+    (3, 1),
+    (1, 4),
+    (0, 3),
+    (3, 0),
+    (1, 1),
+    (2, 3, 4),
+    (2, 1, 3),
+    (1, 0, 2),
+    (2, 2, 1, 3),
+]
 
 
-def shapes(rng: Rng, least: int = 0, most: int = 4, count: int = 24, empty: bool = True) -> list[tuple[int, ...]]:
+def shapes(
+    rng: Rng, least: int = 0, most: int = 4, count: int = 24, empty: bool = True
+) -> list[tuple[int, ...]]:
     """The special shapes with `least` to `most` axes, then random ones until there are `count`."""
     found = [s for s in SPECIAL if least <= len(s) <= most and (empty or 0 not in s)]
     while len(found) < count:
@@ -27,7 +44,7 @@ def shapes(rng: Rng, least: int = 0, most: int = 4, count: int = 24, empty: bool
     return found
 
 
-# ---- values ----------------------------------------------------------------------------------------------------------
+# ---- values ----
 def normal(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
     return rng.standard_normal(shape)
 
@@ -69,7 +86,7 @@ def laid_out(rng: Rng, a: np.ndarray) -> np.ndarray:
     return np.flip(np.flip(a).copy())
 
 
-# ---- samples ---------------------------------------------------------------------------------------------------------
+# ---- samples ----
 def unary(values: Callable = normal, least: int = 0, most: int = 4, empty: bool = True) -> Samples:
     """One array of every shape."""
 
@@ -99,7 +116,7 @@ def binary(left: Callable = normal, right: Callable = normal) -> Samples:
 
 
 def along(values: Callable = normal, empty: bool = True, least_size: int = 0, **more: list) -> Samples:
-    """One array and one axis, from the front and from the end; `more` options take each of their values in turn."""
+    """One array and one axis, from the front and from the end; `more` options take their values in turn."""
 
     def samples(rng: Rng) -> Iterator[Sample]:
         for k, shape in enumerate(shapes(rng, least=1, count=28, empty=empty)):

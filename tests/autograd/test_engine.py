@@ -20,7 +20,7 @@ def times():
     return primitive(lambda x, y, /: x * y, lambda g, out, x, y: (lambda: g * y, lambda: g * x), "times")
 
 
-# ---- recording -------------------------------------------------------------------------------------------------------
+# ---- recording ----
 def test_only_what_depends_on_a_variable_is_recorded():
     x, c = leaf(2), Tensor(np.ones(2))
     assert (x * 2).requires_grad and (c * x).requires_grad and not (x * 2).is_leaf
@@ -88,7 +88,7 @@ def test_threads_differentiate_side_by_side():
         np.testing.assert_allclose(results[k], np.full(50, 1 + 40.0 * k))
 
 
-# ---- backward --------------------------------------------------------------------------------------------------------
+# ---- backward ----
 def test_backward_adds_to_the_leaves():
     x, y = leaf(3), leaf(3)
     (x * y).sum().backward()
@@ -184,7 +184,9 @@ def test_gradient_is_checked():
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("kind", [np.asarray, Tensor, list, lambda u: u.astype(np.float64), lambda u: Tensor(u.astype(np.float64))])
+@pytest.mark.parametrize(
+    "kind", [np.asarray, Tensor, list, lambda u: u.astype(np.float64), lambda u: Tensor(u.astype(np.float64))]
+)
 def test_gradient_may_be_an_array_a_tensor_or_a_list(kind, create_graph):
     x = leaf(3, dtype=np.float32)
     (g,) = grad(x * 2, x, [kind(np.arange(3, dtype=np.float32))], create_graph=create_graph)
@@ -212,7 +214,7 @@ def test_backward_through_a_hundred_thousand_nodes():
     del z  # a deep graph that is dropped, not swept, must not exhaust the stack either
 
 
-# ---- freeing ---------------------------------------------------------------------------------------------------------
+# ---- freeing ----
 def test_the_graph_is_freed_on_the_way_without_the_collector():
     x = leaf(3)
     gc.collect()
@@ -272,7 +274,9 @@ def test_second_backward_raises_with_advice():
     x = leaf(3)
     y = (x * x).sum()
     y.backward()
-    with pytest.raises(RuntimeError, match=r"backward: the graph behind this sum was freed .*retain_graph=True"):
+    with pytest.raises(
+        RuntimeError, match=r"backward: the graph behind this sum was freed .*retain_graph=True"
+    ):
         y.backward()
     a = x * x
     b, c = a * 2, a * 3
@@ -300,7 +304,7 @@ def test_a_retained_graph_serves_again(options):
         grad(y, x)
 
 
-# ---- grad ------------------------------------------------------------------------------------------------------------
+# ---- grad ----
 def test_grad_leaves_every_grad_alone():
     x, y = leaf(3), leaf(3)
     got = grad((x * y).sum(), [x, y])
@@ -354,7 +358,9 @@ def test_an_output_that_feeds_another_output():
 
 def test_unused_inputs():
     x, y = leaf(3), leaf(3)
-    with pytest.raises(RuntimeError, match=r"inputs\[1\]: the outputs do not depend on it \(allow_unused=True"):
+    with pytest.raises(
+        RuntimeError, match=r"inputs\[1\]: the outputs do not depend on it \(allow_unused=True"
+    ):
         grad((x * 2).sum(), [x, y])
     gx, gy = grad((x * 2).sum(), [x, y], allow_unused=True)
     assert gy is None and np.array_equal(gx.data, [2, 2, 2])

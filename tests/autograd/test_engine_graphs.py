@@ -9,9 +9,19 @@ from minattn.autograd import Tensor, grad
 
 torch = pytest.importorskip("torch")
 
-UNARY = {"sin": lambda x: x.sin(), "tanh": lambda x: x.tanh(), "transpose": lambda x: x.T,
-         "mean": lambda x: x.mean(0, keepdim=True).expand(3, 3), "softmax": lambda x: x.softmax(-1)}
-BINARY = {"add": lambda x, y: x + y, "mul": lambda x, y: x * y, "sub": lambda x, y: x - y, "matmul": lambda x, y: x @ y}
+UNARY = {
+    "sin": lambda x: x.sin(),
+    "tanh": lambda x: x.tanh(),
+    "transpose": lambda x: x.T,
+    "mean": lambda x: x.mean(0, keepdim=True).expand(3, 3),
+    "softmax": lambda x: x.softmax(-1),
+}
+BINARY = {
+    "add": lambda x, y: x + y,
+    "mul": lambda x, y: x * y,
+    "sub": lambda x, y: x - y,
+    "matmul": lambda x, y: x @ y,
+}
 
 
 @st.composite
@@ -43,8 +53,13 @@ def test_random_graphs_equal_torch(program, seed):
     theirs = run(steps, [torch.tensor(a, requires_grad=True) for a in arrays])
     us = [rng.standard_normal((3, 3)) for _ in chosen]
     got = grad([ours[i] for i in chosen], ours[:3], us, allow_unused=True, create_graph=True)
-    want = torch.autograd.grad([theirs[i] for i in chosen], theirs[:3], [torch.tensor(u) for u in us],
-                               allow_unused=True, create_graph=True)
+    want = torch.autograd.grad(
+        [theirs[i] for i in chosen],
+        theirs[:3],
+        [torch.tensor(u) for u in us],
+        allow_unused=True,
+        create_graph=True,
+    )
     assert [g is None for g in got] == [w is None for w in want]
     for g, w in zip(got, want, strict=True):
         if g is not None:
@@ -55,7 +70,9 @@ def test_random_graphs_equal_torch(program, seed):
         return
     pairs, vs = zip(*[(p, v) for p, v in zip(pairs, vs, strict=True) if p[0].requires_grad], strict=True)
     got = grad([g for g, _ in pairs], ours[:3], vs, allow_unused=True)
-    want = torch.autograd.grad([w for _, w in pairs], theirs[:3], [torch.tensor(v) for v in vs], allow_unused=True)
+    want = torch.autograd.grad(
+        [w for _, w in pairs], theirs[:3], [torch.tensor(v) for v in vs], allow_unused=True
+    )
     for g, w in zip(got, want, strict=True):
         g, w = np.zeros((3, 3)) if g is None else g.data, np.zeros((3, 3)) if w is None else w.numpy()
         np.testing.assert_allclose(g, w, rtol=1e-8, atol=1e-8)

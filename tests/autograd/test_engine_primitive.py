@@ -31,7 +31,7 @@ def times():
     return primitive(times_forward, times_derivative)
 
 
-# ---- primitive -------------------------------------------------------------------------------------------------------
+# ---- primitive ----
 def test_primitive_array_in_array_out():
     x, y = np.ones((2, 3)), np.full(3, 2.0)
     out = times()(x, y)
@@ -97,7 +97,11 @@ def test_too_many_arguments_and_arguments_given_twice():
 
 
 def test_any_number_of_differentiable_arguments():
-    op = primitive(lambda *xs, weight: sum(xs) * weight, lambda g, out, *xs, weight: tuple(g * weight for _ in xs), "total")
+    op = primitive(
+        lambda *xs, weight: sum(xs) * weight,
+        lambda g, out, *xs, weight: tuple(g * weight for _ in xs),
+        "total",
+    )
     xs = [leaf(2) for _ in range(4)]
     for got in grad(op(*xs, weight=3), xs, np.ones(2)):
         np.testing.assert_array_equal(got.data, [3, 3])
@@ -127,7 +131,9 @@ def test_a_derivative_with_the_wrong_number_of_gradients_is_named():
 def test_a_derivative_of_the_wrong_shape_is_named():
     for wrong in (lambda g: ag.sum(g), lambda g: ag.reshape(g, 3, 2), lambda g: g[:, :1], lambda g: g[0]):
         op = primitive(lambda x, /: x * 2, lambda g, out, x, wrong=wrong: wrong(g), "double")
-        with pytest.raises(ValueError, match=r"derivative: a gradient of shape .* does not fit an argument of \(2, 3\)"):
+        with pytest.raises(
+            ValueError, match=r"derivative: a gradient of shape .* does not fit an argument of \(2, 3\)"
+        ):
             op(leaf(2, 3)).backward(np.ones((2, 3)))
 
 
@@ -168,7 +174,11 @@ def test_saved_values_reach_only_an_unrecorded_derivative(create_graph):
 
 
 def test_saving_primitive_to_second_order():
-    op = primitive(lambda x, /: (np.exp(x), np.exp(x)), lambda g, out, x, saved: g * (out if saved is None else saved), saves=True)
+    op = primitive(
+        lambda x, /: (np.exp(x), np.exp(x)),
+        lambda g, out, x, saved: g * (out if saved is None else saved),
+        saves=True,
+    )
     check_grads(op, rng.standard_normal(4))
 
 
@@ -184,7 +194,10 @@ def test_override_derivative():
     with pytest.raises(RuntimeError, match="inside"), override_derivative(op, lambda *a: (None, None)):
         raise RuntimeError("inside")
     assert op.derivative is times_derivative
-    with pytest.raises(TypeError, match="op: expected a primitive, got 'mean'"), override_derivative(ag.mean, None):
+    with (
+        pytest.raises(TypeError, match="op: expected a primitive, got 'mean'"),
+        override_derivative(ag.mean, None),
+    ):
         pass
     with pytest.raises(TypeError, match="op: expected a primitive, got 3"), override_derivative(3, None):
         pass
@@ -197,19 +210,30 @@ def test_override_derivative_of_a_public_function():
     np.testing.assert_array_equal(g.data, np.array([1, 0, 1, 0]) * (x.data > 0))
 
 
-# ---- dtypes ----------------------------------------------------------------------------------------------------------
+# ---- dtypes ----
 @pytest.mark.parametrize("op", [times(), ag.mul])
 @pytest.mark.parametrize("narrow", [np.float16, np.float32, np.float64, np.complex64])
 def test_integers_booleans_and_numbers_adopt_the_dtype(op, narrow):
     op = op if op is ag.mul else times()
     x = Tensor(np.ones(3, narrow), requires_grad=True)
-    for other in (np.arange(3), np.array([True, False, True]), Tensor(np.arange(3)), np.int64(2), np.array(2, np.uint8), 2, 2.5,
-                  True, [1, 2, 3]):
+    for other in (
+        np.arange(3),
+        np.array([True, False, True]),
+        Tensor(np.arange(3)),
+        np.int64(2),
+        np.array(2, np.uint8),
+        2,
+        2.5,
+        True,
+        [1, 2, 3],
+    ):
         for out in (op(x, other), op(other, x)):
             assert out.dtype == narrow, other
             (g,) = grad(out, x, np.ones(3))
             assert g.dtype == narrow
-            np.testing.assert_array_equal(g.data, np.broadcast_to(np.asarray(getattr(other, "data", other), float), 3))
+            np.testing.assert_array_equal(
+                g.data, np.broadcast_to(np.asarray(getattr(other, "data", other), float), 3)
+            )
 
 
 def test_constants_reach_the_derivative_in_the_operands_dtype():
@@ -227,15 +251,25 @@ def test_constants_reach_the_derivative_in_the_operands_dtype():
     assert seen and set(seen) == {(np.ndarray, np.dtype(np.float32))}
 
 
-@pytest.mark.parametrize("pair", [
-    (np.float32, np.float64), (np.float64, np.float32), (np.float16, np.float32), (np.complex64, np.float64),
-    (np.complex128, np.float32), (np.complex64, np.complex128),
-])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (np.float32, np.float64),
+        (np.float64, np.float32),
+        (np.float16, np.float32),
+        (np.complex64, np.float64),
+        (np.complex128, np.float32),
+        (np.complex64, np.complex128),
+    ],
+)
 def test_mixed_precision_is_refused(pair):
     x, y = Tensor(np.ones(3, pair[0])), Tensor(np.ones(3, pair[1]))
     names = ", ".join(sorted(np.dtype(p).name for p in pair))
     for args in ((x, y), (x, y.data), (x.data, y), (x.data, y.data), (x, y.data[0])):
-        with pytest.raises(TypeError, match=rf"times_forward: operands must share one floating dtype, got {names}; see \.to\(dtype\)"):
+        with pytest.raises(
+            TypeError,
+            match=rf"times_forward: operands must share one floating dtype, got {names}; see \.to\(dtype\)",
+        ):
             times()(*args)
     with pytest.raises(TypeError, match="three: operands"):
         primitive(lambda x, y, z, /: x, None, "three")(x, np.arange(3), y)
@@ -249,17 +283,22 @@ def test_one_precision_of_real_and_complex_mixes():
     assert times()(np.float64(2), np.arange(2)).dtype == np.float64
 
 
-# ---- tensor and namespace --------------------------------------------------------------------------------------------
+# ---- tensor and namespace ----
 def test_tensor_copies_and_chooses_dtypes():
     a = np.ones(3)
     assert tensor(a).data is not a and tensor(a).dtype == np.float64
     assert Tensor(a).data is a and Tensor(Tensor(a)).data is a
     assert tensor(Tensor(a)).data is not a
-    assert tensor([1.0, 2.0]).dtype == np.float32 and tensor(1.5).dtype == np.float32 and tensor(1.5).shape == ()
+    assert (
+        tensor([1.0, 2.0]).dtype == np.float32 and tensor(1.5).dtype == np.float32 and tensor(1.5).shape == ()
+    )
     assert tensor([1 + 1j]).dtype == np.complex64
     assert tensor([1, 2]).dtype == np.int64 and tensor([True]).dtype == bool
     assert tensor(np.float64(1)).dtype == np.float64
-    assert tensor([1, 2], dtype=np.float64).dtype == np.float64 and tensor(a, dtype=np.float32).dtype == np.float32
+    assert (
+        tensor([1, 2], dtype=np.float64).dtype == np.float64
+        and tensor(a, dtype=np.float32).dtype == np.float32
+    )
     x = tensor(a, requires_grad=True)
     assert x.requires_grad and not tensor(a).requires_grad and x.grad is None and x.is_leaf
     assert tensor(a, np.float32, True).requires_grad

@@ -37,13 +37,17 @@ def test_vjp_equals_torch():
     close(y, want_y)
     close(g[0], want(torch.tensor(U))[0])
     _, gs = vjp(pair, (X, Y), U)
-    for g, w in zip(gs, torch.func.vjp(pair, torch.tensor(X), torch.tensor(Y))[1](torch.tensor(U)), strict=True):
+    for g, w in zip(
+        gs, torch.func.vjp(pair, torch.tensor(X), torch.tensor(Y))[1](torch.tensor(U)), strict=True
+    ):
         close(g, w)
 
 
 @needs_torch
 def test_jvp_equals_torch():
-    for got, want in zip(jvp(vector, X, V), torch.func.jvp(vector, (torch.tensor(X),), (torch.tensor(V),)), strict=True):
+    for got, want in zip(
+        jvp(vector, X, V), torch.func.jvp(vector, (torch.tensor(X),), (torch.tensor(V),)), strict=True
+    ):
         close(got, want)
     W = rng.standard_normal((3, 2))
     tensors = (torch.tensor(X), torch.tensor(Y)), (torch.tensor(V), torch.tensor(W))
@@ -81,7 +85,12 @@ def test_a_constant_function_has_derivatives_of_zero():
 
 def test_a_linear_function_has_a_hessian_of_zero():
     assert not hvp(lambda x: x.sum(), X, V).data.any() and hvp(lambda x: x.sum(), X, V).shape == (2, 3)
-    assert not hessian(lambda x: x.sum(), X).data.any() and hessian(lambda x: x.sum(), X).shape == (2, 3, 2, 3)
+    assert not hessian(lambda x: x.sum(), X).data.any() and hessian(lambda x: x.sum(), X).shape == (
+        2,
+        3,
+        2,
+        3,
+    )
     np.testing.assert_array_equal(jvp(lambda x: x * 3, X, V)[1].data, V * 3)
 
 
@@ -104,17 +113,26 @@ def test_size_zero():
 
 def test_dtype_is_kept():
     x, v = X.astype(np.float32), V.astype(np.float32)
-    for got in (jacobian(vector, x), hessian(scalar, x), hvp(scalar, x, v), jvp(vector, x, v)[1], vjp(vector, x, U.astype(np.float32))[1][0]):
+    for got in (
+        jacobian(vector, x),
+        hessian(scalar, x),
+        hvp(scalar, x, v),
+        jvp(vector, x, v)[1],
+        vjp(vector, x, U.astype(np.float32))[1][0],
+    ):
         assert got.dtype == np.float32
 
 
-@pytest.mark.parametrize("call", [
-    lambda x: jacobian(scalar, x, create_graph=True)[0, 0],
-    lambda x: hvp(scalar, x, V, create_graph=True)[0, 0],
-    lambda x: hessian(lambda x: (x**4).sum(), x, create_graph=True)[0, 0, 0, 0],
-    lambda x: jvp(vector, x, V, create_graph=True)[1][0, 0],
-    lambda x: vjp(vector, x, U, create_graph=True)[1][0][0, 0],
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: jacobian(scalar, x, create_graph=True)[0, 0],
+        lambda x: hvp(scalar, x, V, create_graph=True)[0, 0],
+        lambda x: hessian(lambda x: (x**4).sum(), x, create_graph=True)[0, 0, 0, 0],
+        lambda x: jvp(vector, x, V, create_graph=True)[1][0, 0],
+        lambda x: vjp(vector, x, U, create_graph=True)[1][0][0, 0],
+    ],
+)
 def test_they_can_be_differentiated_again(call):
     step, x = 1e-5, Tensor(X, requires_grad=True)
     (g,) = grad(call(x), x)
@@ -147,17 +165,44 @@ def test_directions_may_be_tensors_that_are_differentiated():
     np.testing.assert_array_equal(g.data, np.full((2, 3), 2.0))
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda: jvp(pair, (X, Y), (V,)), ValueError, "vs: expected one direction for each of the 2 arguments, got 1"),
-    (lambda: jvp(vector, X, V[:, :1]), ValueError, r"v: expected a direction of shape \(2, 3\), got \(2, 1\)"),
-    (lambda: hvp(scalar, X, V[0]), ValueError, r"v: expected a direction of shape \(2, 3\), got \(3,\)"),
-    (lambda: vjp(vector, X, V), ValueError, r"gradient: expected shape \(2, 2\), got \(2, 3\)"),
-    (lambda: vjp(lambda x: X, X, U), TypeError, "f: expected a function that returns a Tensor, got ndarray"),
-    (lambda: jacobian(lambda x: 3, X), TypeError, "f: expected a function that returns a Tensor, got int"),
-    (lambda: hessian(vector, X), RuntimeError, r"gradient: must be given for an output of shape \(2, 2\)"),
-    (lambda: hvp(vector, X, V), RuntimeError, r"gradient: must be given for an output of shape \(2, 2\)"),
-    (lambda: jacobian(vector, np.arange(6).reshape(2, 3)), TypeError, "requires_grad: only floats and complex numbers"),
-])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda: jvp(pair, (X, Y), (V,)),
+            ValueError,
+            "vs: expected one direction for each of the 2 arguments, got 1",
+        ),
+        (
+            lambda: jvp(vector, X, V[:, :1]),
+            ValueError,
+            r"v: expected a direction of shape \(2, 3\), got \(2, 1\)",
+        ),
+        (lambda: hvp(scalar, X, V[0]), ValueError, r"v: expected a direction of shape \(2, 3\), got \(3,\)"),
+        (lambda: vjp(vector, X, V), ValueError, r"gradient: expected shape \(2, 2\), got \(2, 3\)"),
+        (
+            lambda: vjp(lambda x: X, X, U),
+            TypeError,
+            "f: expected a function that returns a Tensor, got ndarray",
+        ),
+        (
+            lambda: jacobian(lambda x: 3, X),
+            TypeError,
+            "f: expected a function that returns a Tensor, got int",
+        ),
+        (
+            lambda: hessian(vector, X),
+            RuntimeError,
+            r"gradient: must be given for an output of shape \(2, 2\)",
+        ),
+        (lambda: hvp(vector, X, V), RuntimeError, r"gradient: must be given for an output of shape \(2, 2\)"),
+        (
+            lambda: jacobian(vector, np.arange(6).reshape(2, 3)),
+            TypeError,
+            "requires_grad: only floats and complex numbers",
+        ),
+    ],
+)
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -60,10 +60,12 @@ def test_index_put_leaves_its_argument_alone():
     assert ag.index_put(x[:0], slice(None), 1).shape == (0, 3)
     assert ag.index_put(np.arange(3), 0, 0.5).tolist() == [0, 1, 2]
     for twice in ([0, 0], (slice(None), [1, 1])):
-        with pytest.raises(ValueError, match="index: names an entry twice, .* use scatter_add"):
+        with pytest.raises(ValueError, match=r"index: names an entry twice, .* use scatter_add"):
             ag.index_put(x, twice, 1)
     y = Tensor(np.zeros(3), requires_grad=True)
-    gx, gy = grad(ag.index_put(Tensor(np.ones(4), requires_grad=True), slice(0, 3), y), [y, y], np.arange(4.0))
+    gx, gy = grad(
+        ag.index_put(Tensor(np.ones(4), requires_grad=True), slice(0, 3), y), [y, y], np.arange(4.0)
+    )
     assert gx.data.tolist() == gy.data.tolist() == [0, 1, 2]
 
 
@@ -80,12 +82,18 @@ def test_segment_sum_by_hand():
     x = np.array([[1.0, 2], [3, 4], [5, 6]])
     assert ag.segment_sum(x, [2, 0, 2], 4).tolist() == [[3, 4], [0, 0], [6, 8], [0, 0]]
     assert ag.segment_sum(x[:0], np.zeros(0, int), 2).tolist() == [[0, 0], [0, 0]]
-    assert ag.segment_sum(x[:, 0].astype(np.float32), Tensor(np.array([1, 1, 0], np.uint8)), 2).tolist() == [5, 4]
+    assert ag.segment_sum(x[:, 0].astype(np.float32), Tensor(np.array([1, 1, 0], np.uint8)), 2).tolist() == [
+        5,
+        4,
+    ]
 
 
 def test_one_hot():
     assert ag.one_hot([1, 0], 3).tolist() == [[0, 1, 0], [1, 0, 0]] and ag.one_hot([1], 2).dtype == np.float32
-    assert ag.one_hot(2, 3, np.float64).tolist() == [0, 0, 1] and ag.one_hot(2, 3, np.float64).dtype == np.float64
+    assert (
+        ag.one_hot(2, 3, np.float64).tolist() == [0, 0, 1]
+        and ag.one_hot(2, 3, np.float64).dtype == np.float64
+    )
     assert type(ag.one_hot(Tensor(np.array([1])), 2)) is np.ndarray
 
 
@@ -102,27 +110,52 @@ def test_topk():
     values, indices = ag.topk(np.array([[3.0, 9, 5], [1, 2, 0]]), 2)
     assert values.tolist() == [[9, 5], [2, 1]] and indices.tolist() == [[1, 2], [1, 0]]
     assert ag.topk(np.array([[3.0, 9], [4, 2]]), 1, 0).values.tolist() == [[4, 9]]
-    assert ag.topk(np.ones(3), 3).indices.tolist() == [0, 1, 2] and ag.topk(np.ones(3), 0).values.shape == (0,)
+    assert ag.topk(np.ones(3), 3).indices.tolist() == [0, 1, 2] and ag.topk(np.ones(3), 0).values.shape == (
+        0,
+    )
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda x: ag.gather(x, 1, [[0.5]]), TypeError, "index: expected integers, got dtype float64"),
-    (lambda x: ag.gather(x, 1, [0]), ValueError, r"index: expected 2 axes as in x, got shape \(1,\)"),
-    (lambda x: ag.gather(x, 2, [[0]]), ValueError, r"dim: expected an axis in \[-2, 1\], got 2"),
-    (lambda x: ag.gather(x, 1, [[3]]), ValueError, r"index: expected values in \[0, 3\), got \[3, 3\]"),
-    (lambda x: ag.gather(x, 1, [[0, -1]]), ValueError, r"index: expected values in \[0, 3\), got \[-1, 0\]"),
-    (lambda x: ag.scatter_add(x, 0, [[2]], x), ValueError, r"index: expected values in \[0, 2\), got \[2, 2\]"),
-    (lambda x: ag.scatter_add(x, 1, [[0.0]], x), TypeError, "index: expected integers"),
-    (lambda x: ag.segment_sum(x, [0, 2], 2), ValueError, r"ids: expected values in \[0, 2\), got \[0, 2\]"),
-    (lambda x: ag.segment_sum(x, [0, -1], 2), ValueError, r"ids: expected values in \[0, 2\), got \[-1, 0\]"),
-    (lambda x: ag.segment_sum(x, [0], 2), ValueError, r"ids: expected one id for each of the 2 rows, got shape \(1,\)"),
-    (lambda x: ag.embedding(x, [0.0]), TypeError, "ids: expected integers, got dtype float64"),
-    (lambda x: ag.embedding(x, [2]), ValueError, r"ids: expected values in \[0, 2\), got \[2, 2\]"),
-    (lambda x: ag.one_hot([3], 3), ValueError, r"ids: expected values in \[0, 3\), got \[3, 3\]"),
-    (lambda x: ag.topk(x, 4), ValueError, "k: expected 0 ≤ k ≤ 3, the size of axis 1, got 4"),
-    (lambda x: ag.topk(x, -1), ValueError, "k: expected 0 ≤ k ≤ 3"),
-    (lambda x: ag.topk(x, 1, 2), ValueError, r"dim: expected an axis in \[-2, 1\], got 2"),
-])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda x: ag.gather(x, 1, [[0.5]]), TypeError, "index: expected integers, got dtype float64"),
+        (lambda x: ag.gather(x, 1, [0]), ValueError, r"index: expected 2 axes as in x, got shape \(1,\)"),
+        (lambda x: ag.gather(x, 2, [[0]]), ValueError, r"dim: expected an axis in \[-2, 1\], got 2"),
+        (lambda x: ag.gather(x, 1, [[3]]), ValueError, r"index: expected values in \[0, 3\), got \[3, 3\]"),
+        (
+            lambda x: ag.gather(x, 1, [[0, -1]]),
+            ValueError,
+            r"index: expected values in \[0, 3\), got \[-1, 0\]",
+        ),
+        (
+            lambda x: ag.scatter_add(x, 0, [[2]], x),
+            ValueError,
+            r"index: expected values in \[0, 2\), got \[2, 2\]",
+        ),
+        (lambda x: ag.scatter_add(x, 1, [[0.0]], x), TypeError, "index: expected integers"),
+        (
+            lambda x: ag.segment_sum(x, [0, 2], 2),
+            ValueError,
+            r"ids: expected values in \[0, 2\), got \[0, 2\]",
+        ),
+        (
+            lambda x: ag.segment_sum(x, [0, -1], 2),
+            ValueError,
+            r"ids: expected values in \[0, 2\), got \[-1, 0\]",
+        ),
+        (
+            lambda x: ag.segment_sum(x, [0], 2),
+            ValueError,
+            r"ids: expected one id for each of the 2 rows, got shape \(1,\)",
+        ),
+        (lambda x: ag.embedding(x, [0.0]), TypeError, "ids: expected integers, got dtype float64"),
+        (lambda x: ag.embedding(x, [2]), ValueError, r"ids: expected values in \[0, 2\), got \[2, 2\]"),
+        (lambda x: ag.one_hot([3], 3), ValueError, r"ids: expected values in \[0, 3\), got \[3, 3\]"),
+        (lambda x: ag.topk(x, 4), ValueError, "k: expected 0 ≤ k ≤ 3, the size of axis 1, got 4"),
+        (lambda x: ag.topk(x, -1), ValueError, "k: expected 0 ≤ k ≤ 3"),
+        (lambda x: ag.topk(x, 1, 2), ValueError, r"dim: expected an axis in \[-2, 1\], got 2"),
+    ],
+)
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call(np.ones((2, 3)))

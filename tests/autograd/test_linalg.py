@@ -36,7 +36,10 @@ def test_single_precision(case, monkeypatch):
 def test_products_by_hand():
     assert ag.matmul(np.array([1.0, 2]), np.array([3.0, 4])) == 11
     assert ag.outer(np.array([1.0, 2]), np.array([3.0, 4])).tolist() == [[3, 4], [6, 8]]
-    assert ag.linear(np.array([1.0, 2]), np.array([[1.0, 1], [0, 3]]), np.array([10.0, 20])).tolist() == [13, 26]
+    assert ag.linear(np.array([1.0, 2]), np.array([[1.0, 1], [0, 3]]), np.array([10.0, 20])).tolist() == [
+        13,
+        26,
+    ]
     assert ag.einsum("ij, j", np.eye(2), np.array([5.0, 6])).tolist() == [5, 6]
     assert ag.einsum("ii->", np.arange(9.0).reshape(3, 3)) == 12
     assert ag.einsum("ba", np.arange(4.0).reshape(2, 2)).tolist() == [[0, 2], [1, 3]]
@@ -67,7 +70,12 @@ def test_pinv_satisfies_the_four_equations_of_penrose():
     low_rank = rng.standard_normal((5, 2)) @ rng.standard_normal((2, 4))
     for a in (low_rank, low_rank.T, rng.standard_normal((3, 3)), low_rank + 1j * low_rank, np.zeros((2, 3))):
         z = ag.pinv(a)
-        for left, right in ((a @ z @ a, a), (z @ a @ z, z), ((a @ z).conj().T, a @ z), ((z @ a).conj().T, z @ a)):
+        for left, right in (
+            (a @ z @ a, a),
+            (z @ a @ z, z),
+            ((a @ z).conj().T, a @ z),
+            ((z @ a).conj().T, z @ a),
+        ):
             np.testing.assert_allclose(left, right, atol=1e-8)
     assert ag.pinv(np.ones((0, 3))).shape == (3, 0)
     assert ag.pinv(np.ones((2, 3), np.float32)).dtype == np.float32
@@ -80,28 +88,43 @@ def test_pinv_judges_each_matrix_of_a_stack():
     assert ag.pinv(good, steps=1).tolist() == good.tolist()
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda x: ag.matmul(x, x), r"matmul: inner sizes differ in \(2, 3\) @ \(2, 3\)"),
-    (lambda x: ag.matmul(x, x[0, 0]), r"matmul: expected vectors or matrices, got shapes \(2, 3\) and \(\)"),
-    (lambda x: ag.matmul(x[0, 0], x), r"matmul: expected vectors or matrices, got shapes \(\) and \(2, 3\)"),
-    (lambda x: ag.matmul(x, x[:, 0]), r"matmul: inner sizes differ in \(2, 3\) @ \(2, 1\)"),
-    (lambda x: ag.matmul(x[0], x), r"matmul: inner sizes differ in \(1, 3\) @ \(2, 3\)"),
-    (lambda x: ag.linear(x, x.T), r"weight: expected shape \(E, D\), D the last axis of x \(2, 3\), got \(3, 2\)"),
-    (lambda x: ag.linear(x, x[0]), r"weight: expected shape \(E, D\).* got \(3,\)"),
-    (lambda x: ag.linear(x, x, x[0]), r"bias: expected shape \(2,\), the rows of weight, got \(3,\)"),
-    (lambda x: ag.einsum("ij,jk", x), r"subscripts: 'ij,jk' names 2 operands, got 1"),
-    (lambda x: ag.einsum("ijk->i", x), r"subscripts: 'ijk' does not fit an operand of shape \(2, 3\)"),
-    (lambda x: ag.einsum("i->i", x), r"subscripts: 'i' does not fit an operand of shape \(2, 3\)"),
-    (lambda x: ag.einsum("ij,jk->ik", x, x), "Size of label 'j' for operand 1 .3. does not match previous terms .2."),
-    (lambda x: ag.einsum("ii->i", x), r"subscripts: 'ii' is a diagonal, but the shape is \(2, 3\)"),
-    (lambda x: ag.einsum("ii->i", x[:1]), r"subscripts: 'ii' is a diagonal, but the shape is \(1, 3\)"),
-    (lambda x: ag.einsum("ij->ik", x), "output subscript 'k' which never appeared in an input"),
-    (lambda x: ag.outer(x, x[0]), r"outer: expected two vectors, got shapes \(2, 3\) and \(3,\)"),
-    (lambda x: ag.outer(x[0], x), r"outer: expected two vectors, got shapes \(3,\) and \(2, 3\)"),
-    (lambda x: ag.solve(x, x), r"a: expected square matrices, got shape \(2, 3\)"),
-    (lambda x: ag.solve(x[0], x[0]), r"a: expected square matrices, got shape \(3,\)"),
-    (lambda x: ag.inverse(np.zeros((2, 2))), "[Ss]ingular"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x: ag.matmul(x, x), r"matmul: inner sizes differ in \(2, 3\) @ \(2, 3\)"),
+        (
+            lambda x: ag.matmul(x, x[0, 0]),
+            r"matmul: expected vectors or matrices, got shapes \(2, 3\) and \(\)",
+        ),
+        (
+            lambda x: ag.matmul(x[0, 0], x),
+            r"matmul: expected vectors or matrices, got shapes \(\) and \(2, 3\)",
+        ),
+        (lambda x: ag.matmul(x, x[:, 0]), r"matmul: inner sizes differ in \(2, 3\) @ \(2, 1\)"),
+        (lambda x: ag.matmul(x[0], x), r"matmul: inner sizes differ in \(1, 3\) @ \(2, 3\)"),
+        (
+            lambda x: ag.linear(x, x.T),
+            r"weight: expected shape \(E, D\), D the last axis of x \(2, 3\), got \(3, 2\)",
+        ),
+        (lambda x: ag.linear(x, x[0]), r"weight: expected shape \(E, D\).* got \(3,\)"),
+        (lambda x: ag.linear(x, x, x[0]), r"bias: expected shape \(2,\), the rows of weight, got \(3,\)"),
+        (lambda x: ag.einsum("ij,jk", x), r"subscripts: 'ij,jk' names 2 operands, got 1"),
+        (lambda x: ag.einsum("ijk->i", x), r"subscripts: 'ijk' does not fit an operand of shape \(2, 3\)"),
+        (lambda x: ag.einsum("i->i", x), r"subscripts: 'i' does not fit an operand of shape \(2, 3\)"),
+        (
+            lambda x: ag.einsum("ij,jk->ik", x, x),
+            "Size of label 'j' for operand 1 .3. does not match previous terms .2.",
+        ),
+        (lambda x: ag.einsum("ii->i", x), r"subscripts: 'ii' is a diagonal, but the shape is \(2, 3\)"),
+        (lambda x: ag.einsum("ii->i", x[:1]), r"subscripts: 'ii' is a diagonal, but the shape is \(1, 3\)"),
+        (lambda x: ag.einsum("ij->ik", x), "output subscript 'k' which never appeared in an input"),
+        (lambda x: ag.outer(x, x[0]), r"outer: expected two vectors, got shapes \(2, 3\) and \(3,\)"),
+        (lambda x: ag.outer(x[0], x), r"outer: expected two vectors, got shapes \(3,\) and \(2, 3\)"),
+        (lambda x: ag.solve(x, x), r"a: expected square matrices, got shape \(2, 3\)"),
+        (lambda x: ag.solve(x[0], x[0]), r"a: expected square matrices, got shape \(3,\)"),
+        (lambda x: ag.inverse(np.zeros((2, 2))), "[Ss]ingular"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((2, 3)))

@@ -36,7 +36,12 @@ def test_single_precision(case, monkeypatch):
 
 
 def test_axes():
-    assert axes(None, 3) == (0, 1, 2) and axes(-1, 3) == (2,) and axes((0, -1), 3) == (0, 2) and axes((), 2) == ()
+    assert (
+        axes(None, 3) == (0, 1, 2)
+        and axes(-1, 3) == (2,)
+        and axes((0, -1), 3) == (0, 2)
+        and axes((), 2) == ()
+    )
     assert axes(np.int64(1), 2) == (1,) and axes([0, 1], 2) == (0, 1) and axes(-3, 3) == (0,)
     for dim in (3, -4, (0, 3)):
         with pytest.raises(ValueError, match=r"dim: expected an axis in \[-3, 2\], got (3|-4)"):
@@ -63,7 +68,11 @@ def test_rows_that_are_all_minus_infinity(f):
     with np.errstate(all="raise"):
         out = f(x, -1)
         (g,) = grad(out, x, np.ones(out.shape), create_graph=True)
-    want = {ag.softmax: [[0, 0], [1, 0]], ag.log_softmax: [[-np.inf, -np.inf], [0, -np.inf]], ag.logsumexp: [-np.inf, 0]}[f]
+    want = {
+        ag.softmax: [[0, 0], [1, 0]],
+        ag.log_softmax: [[-np.inf, -np.inf], [0, -np.inf]],
+        ag.logsumexp: [-np.inf, 0],
+    }[f]
     np.testing.assert_array_equal(out.data, want)
     assert np.isfinite(g.data).all()
     if f is not ag.log_softmax:
@@ -100,8 +109,14 @@ def test_defaults():
     np.testing.assert_allclose(ag.softmax(x).sum(-1), 1)
     np.testing.assert_allclose(np.exp(ag.log_softmax(x)).sum(-1), 1)
     assert ag.max(x) == 5 and ag.min(x) == 0 and ag.argmax(x) == 5 and ag.argmin(x) == 0
-    assert ag.sum(x, 0).shape == (3,) and ag.mean(x, 0, True).shape == (1, 3) and ag.var(x, 0, 0, True).shape == (1, 3)
-    assert ag.std(x, 0, 0, True).shape == (1, 3) and ag.mean(x, 1).shape == (2,) and ag.var(x, 1).shape == (2,)
+    assert (
+        ag.sum(x, 0).shape == (3,)
+        and ag.mean(x, 0, True).shape == (1, 3)
+        and ag.var(x, 0, 0, True).shape == (1, 3)
+    )
+    assert (
+        ag.std(x, 0, 0, True).shape == (1, 3) and ag.mean(x, 1).shape == (2,) and ag.var(x, 1).shape == (2,)
+    )
 
 
 def test_ties():
@@ -129,7 +144,9 @@ def test_gradients_at_zero_are_zero():
 def test_norms_by_hand():
     x = np.array([3.0, -4.0])
     assert [ag.norm(x, p) for p in (1, 2, np.inf)] == [7, 5, 4]
-    assert ag.norm(x, 3) == pytest.approx(91 ** (1 / 3)) and ag.norm(x, 0.5) == pytest.approx((3**0.5 + 2) ** 2)
+    assert ag.norm(x, 3) == pytest.approx(91 ** (1 / 3)) and ag.norm(x, 0.5) == pytest.approx(
+        (3**0.5 + 2) ** 2
+    )
 
 
 def test_integers_and_booleans():
@@ -145,19 +162,22 @@ def test_scan_with_decays_of_zero_and_one():
     np.testing.assert_array_equal(ag.scan(np.array([9.0, 0, 1, 2]), b, 0), [1, 2, 5, 14])
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda x: ag.mean(x[:, :0]), r"mean: nothing to average over dim None of shape \(2, 0\)"),
-    (lambda x: ag.mean(x[:0], 0), r"mean: nothing to average over dim 0 of shape \(0, 3\)"),
-    (lambda x: ag.var(x[:1], 0), "var: needs more than correction=1 entries, got 1 over dim 0"),
-    (lambda x: ag.var(x, 0, correction=2), "var: needs more than correction=2 entries, got 2 over dim 0"),
-    (lambda x: ag.std(x[:0]), "var: needs more than correction=1 entries, got 0 over dim None"),
-    (lambda x: ag.norm(x, 0), "p: expected a positive number or infinity, got 0"),
-    (lambda x: ag.norm(x, -1), "p: expected a positive number or infinity, got -1"),
-    (lambda x: ag.mean(x, 2), r"dim: expected an axis in \[-2, 1\], got 2"),
-    (lambda x: ag.amax(x[:0]), "zero-size array"),
-    (lambda x: ag.max(x[:0], 0), "empty sequence"),
-    (lambda x: ag.softmax(x, 5), "axis 5 is out of bounds"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x: ag.mean(x[:, :0]), r"mean: nothing to average over dim None of shape \(2, 0\)"),
+        (lambda x: ag.mean(x[:0], 0), r"mean: nothing to average over dim 0 of shape \(0, 3\)"),
+        (lambda x: ag.var(x[:1], 0), "var: needs more than correction=1 entries, got 1 over dim 0"),
+        (lambda x: ag.var(x, 0, correction=2), "var: needs more than correction=2 entries, got 2 over dim 0"),
+        (lambda x: ag.std(x[:0]), "var: needs more than correction=1 entries, got 0 over dim None"),
+        (lambda x: ag.norm(x, 0), "p: expected a positive number or infinity, got 0"),
+        (lambda x: ag.norm(x, -1), "p: expected a positive number or infinity, got -1"),
+        (lambda x: ag.mean(x, 2), r"dim: expected an axis in \[-2, 1\], got 2"),
+        (lambda x: ag.amax(x[:0]), "zero-size array"),
+        (lambda x: ag.max(x[:0], 0), "empty sequence"),
+        (lambda x: ag.softmax(x, 5), "axis 5 is out of bounds"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((2, 3)))

@@ -54,7 +54,10 @@ def test_lengths():
     x = np.arange(1.0, 6)
     np.testing.assert_allclose(ag.rfft(x, 3), np.fft.rfft(x[:3]))
     np.testing.assert_allclose(ag.rfft(x, 8), np.fft.rfft(np.pad(x, (0, 3))))
-    assert ag.irfft(np.ones(4, complex)).shape == (6,) and ag.irfft(np.ones((3, 2), complex), 5, 0).shape == (5, 2)
+    assert ag.irfft(np.ones(4, complex)).shape == (6,) and ag.irfft(np.ones((3, 2), complex), 5, 0).shape == (
+        5,
+        2,
+    )
     for n in (None, 4, 5, 9):
         np.testing.assert_allclose(ag.irfft(dft(x), n), np.fft.irfft(dft(x), n), atol=1e-12)
 
@@ -74,12 +77,15 @@ def test_parts_of_real_numbers():
     assert g.dtype == np.float64 and not g.data.any()
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: ag.rfft(np.ones((2, 0))), "n: expected a length of at least 1, got 0"),
-    (lambda: ag.irfft(np.ones(1, complex)), "n: expected a length of at least 1, got 0"),
-    (lambda: ag.irfft(np.ones(3, complex), 0), "n: expected a length of at least 1, got 0"),
-    (lambda: ag.rfft(np.ones(3), 0), "n: expected a length of at least 1, got 0"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: ag.rfft(np.ones((2, 0))), "n: expected a length of at least 1, got 0"),
+        (lambda: ag.irfft(np.ones(1, complex)), "n: expected a length of at least 1, got 0"),
+        (lambda: ag.irfft(np.ones(3, complex), 0), "n: expected a length of at least 1, got 0"),
+        (lambda: ag.rfft(np.ones(3), 0), "n: expected a length of at least 1, got 0"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

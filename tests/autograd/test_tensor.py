@@ -15,12 +15,20 @@ from minattn.autograd import Tensor, grad
 module = importlib.import_module("minattn.autograd.tensor")  # the name also stands for a function
 
 OPERATORS = {
-    "+": lambda x, y: x + y, "-": lambda x, y: x - y, "*": lambda x, y: x * y, "/": lambda x, y: x / y,
-    "**": lambda x, y: x**y, "@": lambda x, y: x @ y,
+    "+": lambda x, y: x + y,
+    "-": lambda x, y: x - y,
+    "*": lambda x, y: x * y,
+    "/": lambda x, y: x / y,
+    "**": lambda x, y: x**y,
+    "@": lambda x, y: x @ y,
 }
 COMPARISONS = {
-    "<": lambda x, y: x < y, "<=": lambda x, y: x <= y, ">": lambda x, y: x > y, ">=": lambda x, y: x >= y,
-    "==": lambda x, y: x == y, "!=": lambda x, y: x != y,
+    "<": lambda x, y: x < y,
+    "<=": lambda x, y: x <= y,
+    ">": lambda x, y: x > y,
+    ">=": lambda x, y: x >= y,
+    "==": lambda x, y: x == y,
+    "!=": lambda x, y: x != y,
 }
 
 
@@ -40,7 +48,10 @@ def test_operators_take_tensors_arrays_and_lists(op, matrix):
     for left, right in [(matrix, Tensor(other)), (matrix, other), (Tensor(other), matrix), (other, matrix)]:
         out = op(left, right)
         assert type(out) is Tensor and out.requires_grad, "an array beside a Tensor must not detach it"
-        want = op(getattr(left, "data", left) if isinstance(left, Tensor) else left, right.data if isinstance(right, Tensor) else right)
+        want = op(
+            getattr(left, "data", left) if isinstance(left, Tensor) else left,
+            right.data if isinstance(right, Tensor) else right,
+        )
         np.testing.assert_array_equal(out.data, want)
         assert grad(out, matrix, np.ones((2, 2)))[0].data.any()
     narrow = variable([[1.0, 2], [3, 4]], np.float32)
@@ -91,10 +102,18 @@ def test_augmented_assignment_makes_a_new_tensor(matrix):
 def test_comparisons_give_plain_arrays(name, matrix):
     op = COMPARISONS[name]
     other = np.array([[1.0, 3], [2, 4]])
-    for left, right in [(matrix, other), (matrix, Tensor(other)), (matrix, 2), (other, matrix), (3.0, matrix)]:
+    for left, right in [
+        (matrix, other),
+        (matrix, Tensor(other)),
+        (matrix, 2),
+        (other, matrix),
+        (3.0, matrix),
+    ]:
         out = op(left, right)
         assert type(out) is np.ndarray and out.dtype == bool
-        np.testing.assert_array_equal(out, op(*(t.data if isinstance(t, Tensor) else t for t in (left, right))))
+        np.testing.assert_array_equal(
+            out, op(*(t.data if isinstance(t, Tensor) else t for t in (left, right)))
+        )
 
 
 def test_comparison_reads_the_named_method():
@@ -109,16 +128,50 @@ def test_hash_is_identity(matrix):
 
 # ---- methods ----
 METHODS = {
-    "sum": ((0, True), {}), "mean": ((), {"dim": 1, "keepdim": True}), "var": ((1, 0), {}), "std": ((1,), {"correction": 0}),
-    "amax": ((0,), {}), "amin": ((0,), {}), "max": ((1,), {}), "min": ((), {"dim": 0}), "argmax": ((1,), {}), "argmin": ((), {}),
-    "logsumexp": ((1,), {}), "norm": ((1, 0), {}), "softmax": ((), {"dim": 0}), "log_softmax": ((0,), {}), "cumsum": ((0,), {}),
-    "reshape": ((4,), {}), "permute": ((1, 0), {}), "transpose": ((0, 1), {}), "swapaxes": ((0, 1), {}),
-    "expand": ((3, 2, 2), {}), "unsqueeze": ((0,), {}), "squeeze": ((), {}), "split": ((1,), {"dim": 1}), "chunk": ((2,), {}),
-    "pad": ((((1, 0), (0, 1)),), {}), "roll": ((1, 0), {}), "flip": ((0,), {}), "tril": ((), {}), "triu": ((1,), {}),
-    "repeat_interleave": ((2, 0), {}), "gather": ((0, [[1, 0]]), {}), "scatter_add": ((0, [[1, 0]], np.ones((1, 2))), {}),
-    "sort": ((), {"descending": True}), "topk": ((1,), {}), "matmul": ((np.eye(2),), {}), "inverse": ((), {}),
-    "clip": ((1.5, 3), {}), "gelu": (("tanh",), {}), "maximum": ((2.0,), {}), "minimum": ((2.0,), {}),
-    **{name: ((), {}) for name in "abs erf exp log log1p sqrt sign sin cos tanh sigmoid softplus relu silu".split()},
+    "sum": ((0, True), {}),
+    "mean": ((), {"dim": 1, "keepdim": True}),
+    "var": ((1, 0), {}),
+    "std": ((1,), {"correction": 0}),
+    "amax": ((0,), {}),
+    "amin": ((0,), {}),
+    "max": ((1,), {}),
+    "min": ((), {"dim": 0}),
+    "argmax": ((1,), {}),
+    "argmin": ((), {}),
+    "logsumexp": ((1,), {}),
+    "norm": ((1, 0), {}),
+    "softmax": ((), {"dim": 0}),
+    "log_softmax": ((0,), {}),
+    "cumsum": ((0,), {}),
+    "reshape": ((4,), {}),
+    "permute": ((1, 0), {}),
+    "transpose": ((0, 1), {}),
+    "swapaxes": ((0, 1), {}),
+    "expand": ((3, 2, 2), {}),
+    "unsqueeze": ((0,), {}),
+    "squeeze": ((), {}),
+    "split": ((1,), {"dim": 1}),
+    "chunk": ((2,), {}),
+    "pad": ((((1, 0), (0, 1)),), {}),
+    "roll": ((1, 0), {}),
+    "flip": ((0,), {}),
+    "tril": ((), {}),
+    "triu": ((1,), {}),
+    "repeat_interleave": ((2, 0), {}),
+    "gather": ((0, [[1, 0]]), {}),
+    "scatter_add": ((0, [[1, 0]], np.ones((1, 2))), {}),
+    "sort": ((), {"descending": True}),
+    "topk": ((1,), {}),
+    "matmul": ((np.eye(2),), {}),
+    "inverse": ((), {}),
+    "clip": ((1.5, 3), {}),
+    "gelu": (("tanh",), {}),
+    "maximum": ((2.0,), {}),
+    "minimum": ((2.0,), {}),
+    **{
+        name: ((), {})
+        for name in "abs erf exp log log1p sqrt sign sin cos tanh sigmoid softplus relu silu".split()
+    },
 }
 
 
@@ -131,7 +184,11 @@ def as_list(result):
 def test_methods_are_the_functions(name, matrix):
     args, options = METHODS[name]
     function = getattr(ag, {"swapaxes": "transpose"}.get(name, name))
-    for got, want in zip(as_list(getattr(matrix, name)(*args, **options)), as_list(function(matrix.data, *args, **options)), strict=True):
+    for got, want in zip(
+        as_list(getattr(matrix, name)(*args, **options)),
+        as_list(function(matrix.data, *args, **options)),
+        strict=True,
+    ):
         np.testing.assert_array_equal(got, want)
 
 
@@ -178,7 +235,9 @@ def test_to_another_device(matrix, monkeypatch):
     back = there.to("cpu")
     assert back.data is matrix.data and back.requires_grad and back.is_leaf
     assert not Tensor(matrix.data).to("gpu").to("cpu").requires_grad
-    with pytest.raises(RuntimeError, match="to: move leaf tensors to the gpu, then compute; got a primitive's result"):
+    with pytest.raises(
+        RuntimeError, match="to: move leaf tensors to the gpu, then compute; got a primitive's result"
+    ):
         (matrix * 2).to("gpu")
 
 
@@ -189,20 +248,33 @@ def test_to_a_gpu_that_is_not_there(matrix, monkeypatch):
 
 
 # ---- NumPy beside Tensors ----
-@pytest.mark.parametrize("call", [np.exp, np.sin, np.abs, lambda x: np.add(x, 1), lambda x: np.multiply(np.ones((2, 2)), x)])
+@pytest.mark.parametrize(
+    "call", [np.exp, np.sin, np.abs, lambda x: np.add(x, 1), lambda x: np.multiply(np.ones((2, 2)), x)]
+)
 def test_numpys_ufuncs_raise(call, matrix):
     for x in (matrix, matrix.detach()):
         with pytest.raises(TypeError, match="does not support ufuncs"):
             call(x)
 
 
-@pytest.mark.parametrize("call, name", [
-    (np.sum, "sum"), (np.mean, "mean"), (np.ravel, "ravel"), (np.concatenate, "concatenate"), (np.where, "where"),
-    (lambda x: np.matmul(np.ones((2, 2)), x), "matmul|ufunc"), (lambda x: np.stack([x, x]), "stack"), (np.transpose, "transpose"),
-])
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (np.sum, "sum"),
+        (np.mean, "mean"),
+        (np.ravel, "ravel"),
+        (np.concatenate, "concatenate"),
+        (np.where, "where"),
+        (lambda x: np.matmul(np.ones((2, 2)), x), "matmul|ufunc"),
+        (lambda x: np.stack([x, x]), "stack"),
+        (np.transpose, "transpose"),
+    ],
+)
 def test_numpys_functions_raise_and_name_ours(call, name, matrix):
     for x in (matrix, matrix.detach()):
-        with pytest.raises(TypeError, match=rf"numpy\.({name}) would lose the gradient: use minattn\.({name}) or |ufunc"):
+        with pytest.raises(
+            TypeError, match=rf"numpy\.({name}) would lose the gradient: use minattn\.({name}) or |ufunc"
+        ):
             call(x)
 
 
@@ -213,7 +285,9 @@ def test_arrays_from_tensors(matrix):
     copied[0, 0] = 9
     assert matrix.data[0, 0] == 1
     for call in (np.asarray, np.array, lambda x: x.numpy(), lambda x: np.asarray([x, x])):
-        with pytest.raises(RuntimeError, match=r"numpy: this tensor requires a gradient; call \.detach\(\)\.numpy\(\)"):
+        with pytest.raises(
+            RuntimeError, match=r"numpy: this tensor requires a gradient; call \.detach\(\)\.numpy\(\)"
+        ):
             call(matrix)
     assert constant.numpy() is matrix.data
 
@@ -244,7 +318,7 @@ def test_sequences(matrix):
     rows = list(matrix)
     assert len(matrix) == 2 and [r.data.tolist() for r in rows] == [[1, 2], [3, 4]]
     assert all(isinstance(r, Tensor) and r.requires_grad for r in rows)
-    a, b = matrix
+    _, b = matrix
     assert b.data.tolist() == [3, 4]
     with pytest.raises(TypeError):
         len(Tensor(1.0))

@@ -23,7 +23,11 @@ def convolutions(n: int, bias: bool):
 
     def samples(rng: Rng) -> Iterator[Sample]:
         for k in range(24):
-            groups, stride, dilation = int(rng.integers(1, 3)), int(rng.integers(1, 3)), int(rng.integers(1, 3))
+            groups, stride, dilation = (
+                int(rng.integers(1, 3)),
+                int(rng.integers(1, 3)),
+                int(rng.integers(1, 3)),
+            )
             B, C, O = k % 3, groups * int(rng.integers(1, 3)), groups * int(rng.integers(1, 3))
             kernel = tuple(int(v) for v in rng.integers(1, 4, n))
             padding = int(rng.integers(0, 3))
@@ -94,14 +98,25 @@ def labelled(rng: Rng) -> Iterator[Sample]:
             target.flat[0] = [-100, 1][k % 4 // 2]
         if not np.any(target != [-100, 1][k % 4 // 2]) and reduction == "mean":
             reduction = "sum"
-        yield (laid_out(rng, normal(rng, (*shape, C))),), {
-            "target": target.clip(None, C - 1), "ignore_index": [-100, 1][k % 4 // 2],
-            "label_smoothing": [0.0, 0.3][k % 2], "reduction": reduction}
+        yield (
+            (laid_out(rng, normal(rng, (*shape, C))),),
+            {
+                "target": target.clip(None, C - 1),
+                "ignore_index": [-100, 1][k % 4 // 2],
+                "label_smoothing": [0.0, 0.3][k % 2],
+                "reduction": reduction,
+            },
+        )
 
 
 def entropy(logits, target, ignore_index, label_smoothing, reduction):
-    out = F().cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), ignore_index=ignore_index,
-                            label_smoothing=label_smoothing, reduction=reduction)
+    out = F().cross_entropy(
+        logits.reshape(-1, logits.shape[-1]),
+        target.reshape(-1),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
     return out.reshape(target.shape) if reduction == "none" else out
 
 
@@ -131,11 +146,22 @@ CONV = [
     Case("conv2d without-bias", kernels.conv2d, conv(lambda: F().conv2d), convolutions(2, False)),
     Case("unfold", kernels.unfold, unfolded, windowed(1)),
     Case("unfold images", kernels.unfold, unfolded, windowed(2)),
-    Case("max_pool2d", kernels.max_pool2d, lambda x, kernel, stride=None, padding=0:
-         F().max_pool2d(x, kernel, stride, padding) if x.numel() else F().avg_pool2d(x, kernel, stride, padding),
-         pooled(distinct)),
-    Case("avg_pool2d", kernels.avg_pool2d, lambda x, kernel, stride=None, padding=0:
-         F().avg_pool2d(x, kernel, stride, padding), pooled(normal)),
+    Case(
+        "max_pool2d",
+        kernels.max_pool2d,
+        lambda x, kernel, stride=None, padding=0: (
+            F().max_pool2d(x, kernel, stride, padding)
+            if x.numel()
+            else F().avg_pool2d(x, kernel, stride, padding)
+        ),
+        pooled(distinct),
+    ),
+    Case(
+        "avg_pool2d",
+        kernels.avg_pool2d,
+        lambda x, kernel, stride=None, padding=0: F().avg_pool2d(x, kernel, stride, padding),
+        pooled(normal),
+    ),
 ]
 CROSS_ENTROPY = [Case("cross_entropy", kernels.cross_entropy, entropy, labelled)]
 GELU = [

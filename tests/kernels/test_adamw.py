@@ -1,4 +1,4 @@
-"""One step of AdamW: the array form against PyTorch's optimisers, the compiled loop against the array form."""
+"""One step of AdamW: the array form against PyTorch's, the compiled loop against the array form."""
 
 import numpy as np
 import pytest

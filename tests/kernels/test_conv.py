@@ -54,7 +54,9 @@ def test_causal_convolution_sees_the_past_alone(dilation):
     again = kernels.conv1d(changed, w, padding="causal", dilation=dilation)
     assert out.shape == (1, 3, 9)
     np.testing.assert_array_equal(out[..., :5], again[..., :5])
-    assert (np.abs(out - again)[..., [5, 5 + dilation, 5 + 2 * dilation][: 2 if dilation == 2 else 3]] > 1e-3).all()
+    assert (
+        np.abs(out - again)[..., [5, 5 + dilation, 5 + 2 * dilation][: 2 if dilation == 2 else 3]] > 1e-3
+    ).all()
 
 
 def test_depthwise_convolution_is_one_for_each_channel():
@@ -81,28 +83,64 @@ def test_equal_entries_of_a_pool_send_the_gradient_to_the_first():
     np.testing.assert_array_equal(g.data, [[[[1, 0], [0, 0]]]])
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda x, w: kernels.conv1d(x, w, padding="same"), r'padding: expected an integer or "causal", got \'same\''),
-    (lambda x, w: kernels.conv1d(x[0], w), r"conv1d: expected x and weight with 3 axes, got \(2, 5\) and \(4, 2, 3\)"),
-    (lambda x, w: kernels.conv1d(x, w[0]), r"conv1d: expected x and weight with 3 axes"),
-    (lambda x, w: kernels.conv2d(x, w), r"conv2d: expected x and weight with 4 axes"),
-    (lambda x, w: kernels.conv1d(x, w[:, :1]), r"weight: expected \(out, in/groups, …\) with in=2, groups=1 .*\(4, 1, 3\)"),
-    (lambda x, w: kernels.conv1d(x, w[:3, :1], groups=2), r"weight: expected .* groups=2 and out divisible by it"),
-    (lambda x, w: kernels.conv1d(x, w, bias=np.ones(3)), r"bias: expected shape \(4,\), one for each output, got \(3,\)"),
-    (lambda x, w: kernels.conv1d(x, w, stride=0), "stride: expected 1 integers of at least 1, got .0,"),
-    (lambda x, w: kernels.conv1d(x, w, padding=-1), "padding: expected 1 integers of at least 0, got .-1,"),
-    (lambda x, w: kernels.conv1d(x, w, dilation=(1, 2)), r"dilation: expected 1 integers of at least 1, got \(1, 2\)"),
-    (lambda x, w: kernels.conv1d(x, w, dilation=3), r"kernel: windows of \(3,\) with dilation \(3,\) do not fit sizes \(5,\)"),
-    (lambda x, w: kernels.unfold(x, 6), r"kernel: windows of \(6,\)"),
-    (lambda x, w: kernels.unfold(x, 0), "kernel: expected 1 integers of at least 1, got .0,"),
-    (lambda x, w: kernels.unfold(x, 2, n=4), r"n: expected between 1 and 3, the axes of x, got 4"),
-    (lambda x, w: kernels.unfold(x, 2, n=0), r"n: expected between 1 and 3, the axes of x, got 0"),
-    (lambda x, w: kernels.avg_pool2d(x[None], 1, padding=(1, -1)), r"padding: expected 2 integers of at least 0, got \(1, -1\)"),
-    (lambda x, w: kernels.max_pool2d(x[None], 2, padding=2), r"padding: expected at most half of the kernel \(2, 2\), got \(2, 2\)"),
-    (lambda x, w: kernels.max_pool2d(x[None], (1, 2, 3)), r"kernel: expected 2 integers of at least 1, got \(1, 2, 3\)"),
-    (lambda x, w: kernels.max_pool2d(x, 2), r"x: expected \(B, C, H, W\), got shape \(1, 2, 5\)"),
-    (lambda x, w: kernels.avg_pool2d(x, 2), r"x: expected \(B, C, H, W\), got shape \(1, 2, 5\)"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda x, w: kernels.conv1d(x, w, padding="same"),
+            r'padding: expected an integer or "causal", got \'same\'',
+        ),
+        (
+            lambda x, w: kernels.conv1d(x[0], w),
+            r"conv1d: expected x and weight with 3 axes, got \(2, 5\) and \(4, 2, 3\)",
+        ),
+        (lambda x, w: kernels.conv1d(x, w[0]), r"conv1d: expected x and weight with 3 axes"),
+        (lambda x, w: kernels.conv2d(x, w), r"conv2d: expected x and weight with 4 axes"),
+        (
+            lambda x, w: kernels.conv1d(x, w[:, :1]),
+            r"weight: expected \(out, in/groups, …\) with in=2, groups=1 .*\(4, 1, 3\)",
+        ),
+        (
+            lambda x, w: kernels.conv1d(x, w[:3, :1], groups=2),
+            r"weight: expected .* groups=2 and out divisible by it",
+        ),
+        (
+            lambda x, w: kernels.conv1d(x, w, bias=np.ones(3)),
+            r"bias: expected shape \(4,\), one for each output, got \(3,\)",
+        ),
+        (lambda x, w: kernels.conv1d(x, w, stride=0), "stride: expected 1 integers of at least 1, got .0,"),
+        (
+            lambda x, w: kernels.conv1d(x, w, padding=-1),
+            "padding: expected 1 integers of at least 0, got .-1,",
+        ),
+        (
+            lambda x, w: kernels.conv1d(x, w, dilation=(1, 2)),
+            r"dilation: expected 1 integers of at least 1, got \(1, 2\)",
+        ),
+        (
+            lambda x, w: kernels.conv1d(x, w, dilation=3),
+            r"kernel: windows of \(3,\) with dilation \(3,\) do not fit sizes \(5,\)",
+        ),
+        (lambda x, w: kernels.unfold(x, 6), r"kernel: windows of \(6,\)"),
+        (lambda x, w: kernels.unfold(x, 0), "kernel: expected 1 integers of at least 1, got .0,"),
+        (lambda x, w: kernels.unfold(x, 2, n=4), r"n: expected between 1 and 3, the axes of x, got 4"),
+        (lambda x, w: kernels.unfold(x, 2, n=0), r"n: expected between 1 and 3, the axes of x, got 0"),
+        (
+            lambda x, w: kernels.avg_pool2d(x[None], 1, padding=(1, -1)),
+            r"padding: expected 2 integers of at least 0, got \(1, -1\)",
+        ),
+        (
+            lambda x, w: kernels.max_pool2d(x[None], 2, padding=2),
+            r"padding: expected at most half of the kernel \(2, 2\), got \(2, 2\)",
+        ),
+        (
+            lambda x, w: kernels.max_pool2d(x[None], (1, 2, 3)),
+            r"kernel: expected 2 integers of at least 1, got \(1, 2, 3\)",
+        ),
+        (lambda x, w: kernels.max_pool2d(x, 2), r"x: expected \(B, C, H, W\), got shape \(1, 2, 5\)"),
+        (lambda x, w: kernels.avg_pool2d(x, 2), r"x: expected \(B, C, H, W\), got shape \(1, 2, 5\)"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((1, 2, 5)), np.ones((4, 2, 3)))

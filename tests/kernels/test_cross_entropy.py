@@ -38,7 +38,9 @@ def test_by_hand():
     logits = np.log([[1.0, 2, 5], [4, 4, 2]])
     np.testing.assert_allclose(kernels.cross_entropy(logits, [2, 0], reduction="none"), -np.log([5 / 8, 0.4]))
     np.testing.assert_allclose(kernels.cross_entropy(logits, [2, 0]), -np.log([5 / 8, 0.4]).mean())
-    np.testing.assert_allclose(kernels.cross_entropy(logits, [2, 0], reduction="sum"), -np.log([5 / 8, 0.4]).sum())
+    np.testing.assert_allclose(
+        kernels.cross_entropy(logits, [2, 0], reduction="sum"), -np.log([5 / 8, 0.4]).sum()
+    )
     smooth = kernels.cross_entropy(logits[:1], [2], label_smoothing=0.3)
     np.testing.assert_allclose(smooth, -(0.8 * np.log(5 / 8) + 0.1 * np.log(2 / 8) + 0.1 * np.log(1 / 8)))
 
@@ -62,7 +64,9 @@ def test_ignored_positions_count_for_nothing():
     rng = np.random.default_rng(0)
     logits = Tensor(rng.standard_normal((4, 3)), requires_grad=True)
     loss = kernels.cross_entropy(logits, np.array([0, -100, 2, -100]), label_smoothing=0.1)
-    np.testing.assert_allclose(loss.data, kernels.cross_entropy(logits.data[[0, 2]], [0, 2], label_smoothing=0.1))
+    np.testing.assert_allclose(
+        loss.data, kernels.cross_entropy(logits.data[[0, 2]], [0, 2], label_smoothing=0.1)
+    )
     (g,) = grad(loss, logits)
     assert not g.data[[1, 3]].any() and g.data[[0, 2]].all()
     assert kernels.cross_entropy(logits, [7, 7, 7, 7], ignore_index=7, reduction="sum").data == 0
@@ -70,15 +74,18 @@ def test_ignored_positions_count_for_nothing():
         kernels.cross_entropy(logits, [7, 7, 7, 7], ignore_index=7)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"target": [0, 1]}, r"target: expected integers of shape \(3,\), got int64 \(2,\)"),
-    ({"target": [0.0, 1, 1]}, r"target: expected integers of shape \(3,\), got float64 \(3,\)"),
-    ({"target": [0, 1, 4]}, r"target: expected classes in \[0, 4\) or ignore_index=-100, got others"),
-    ({"target": [0, 1, -1]}, r"target: expected classes in \[0, 4\)"),
-    ({"reduction": "max"}, r"reduction: expected \"mean\", \"sum\" or \"none\", got 'max'"),
-    ({"label_smoothing": 1.5}, r"label_smoothing: expected a number in \[0, 1\], got 1.5"),
-    ({"label_smoothing": -0.1}, r"label_smoothing: expected a number in \[0, 1\], got -0.1"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"target": [0, 1]}, r"target: expected integers of shape \(3,\), got int64 \(2,\)"),
+        ({"target": [0.0, 1, 1]}, r"target: expected integers of shape \(3,\), got float64 \(3,\)"),
+        ({"target": [0, 1, 4]}, r"target: expected classes in \[0, 4\) or ignore_index=-100, got others"),
+        ({"target": [0, 1, -1]}, r"target: expected classes in \[0, 4\)"),
+        ({"reduction": "max"}, r"reduction: expected \"mean\", \"sum\" or \"none\", got 'max'"),
+        ({"label_smoothing": 1.5}, r"label_smoothing: expected a number in \[0, 1\], got 1.5"),
+        ({"label_smoothing": -0.1}, r"label_smoothing: expected a number in \[0, 1\], got -0.1"),
+    ],
+)
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
         kernels.cross_entropy(np.zeros((3, 4)), **{"target": [0, 1, 3], **options})
@@ -86,4 +93,6 @@ def test_bad_input(options, message):
 
 def test_label_smoothing_takes_both_ends():
     assert np.isfinite(kernels.cross_entropy(np.zeros((3, 4)), [0, 1, 3], label_smoothing=1.0))
-    assert kernels.cross_entropy(np.zeros((3, 4)), Tensor(np.array([0, 1, 3])), label_smoothing=0.0).shape == ()
+    assert (
+        kernels.cross_entropy(np.zeros((3, 4)), Tensor(np.array([0, 1, 3])), label_smoothing=0.0).shape == ()
+    )

@@ -14,7 +14,12 @@ from minattn.kernels import dispatch
 def test_compiled_needs_arrays_of_one_float_dtype():
     pytest.importorskip("numba")
     x, y = np.ones(2, np.float32), np.ones(2)
-    assert dispatch.compiled(x) is True and dispatch.compiled(y) and dispatch.compiled(x, x) and dispatch.compiled(y, y, y)
+    assert (
+        dispatch.compiled(x) is True
+        and dispatch.compiled(y)
+        and dispatch.compiled(x, x)
+        and dispatch.compiled(y, y, y)
+    )
     assert not dispatch.compiled(x, y) and not dispatch.compiled(y, x)
     for dtype in (np.float16, np.int64, np.complex128, bool):
         assert not dispatch.compiled(np.ones(2, dtype))
@@ -25,7 +30,9 @@ def test_without_numba_the_reference_runs_and_says_so_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises
     dispatch.have_numba.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="Numba is not installed: minattn's kernels run in NumPy, more slowly"):
+        with pytest.warns(
+            UserWarning, match="Numba is not installed: minattn's kernels run in NumPy, more slowly"
+        ):
             assert dispatch.have_numba() is False
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -21,7 +21,9 @@ def test_entries_are_zero_or_scaled(dtype):
 
 def test_the_generator_decides():
     x = np.ones(100)
-    np.testing.assert_array_equal(dropout(x, 0.5, np.random.default_rng(3)), dropout(x, 0.5, np.random.default_rng(3)))
+    np.testing.assert_array_equal(
+        dropout(x, 0.5, np.random.default_rng(3)), dropout(x, 0.5, np.random.default_rng(3))
+    )
     rng = np.random.default_rng(3)
     assert (dropout(x, 0.5, rng) != dropout(x, 0.5, rng)).any()
 
@@ -48,5 +50,5 @@ def test_probability_is_checked(p):
 
 @pytest.mark.parametrize("rng", [None, 0, np.random.RandomState(0)])
 def test_generator_is_checked(rng):
-    with pytest.raises(TypeError, match="rng: expected a numpy.random.Generator, got "):
+    with pytest.raises(TypeError, match=r"rng: expected a numpy\.random\.Generator, got "):
         dropout(np.ones(3), 0.0, rng)

@@ -58,7 +58,9 @@ def test_single_precision_of_the_compiled_form():
     t = Tensor(x, requires_grad=True)
     slope = grad(kernels.gelu(t), t, np.ones(len(x)))[0].data
     wide = x.astype(float)
-    want = exact(wide) / np.where(wide == 0, 1, wide) + wide * np.exp(-wide * wide / 2) / math.sqrt(2 * math.pi)
+    want = exact(wide) / np.where(wide == 0, 1, wide) + wide * np.exp(-wide * wide / 2) / math.sqrt(
+        2 * math.pi
+    )
     assert np.abs(slope - np.where(wide == 0, 0.5, want)).max() < 1e-6
 
 
@@ -71,7 +73,9 @@ def test_far_from_zero():
 def test_the_compiled_form_runs_where_it_can(monkeypatch):
     launched = []
     module = importlib.import_module("minattn.kernels.gelu")
-    monkeypatch.setattr(module, "launch", lambda kernel, x, out, slope: launched.append(kernel.__name__) or out.fill(7))
+    monkeypatch.setattr(
+        module, "launch", lambda kernel, x, out, slope: launched.append(kernel.__name__) or out.fill(7)
+    )
     assert kernels.gelu(np.ones(2)).tolist() == [7, 7]
     assert kernels.gelu(np.ones(2, np.float32)).tolist() == [7, 7]
     assert launched == ["gelu64", "gelu32"]
@@ -79,5 +83,5 @@ def test_the_compiled_form_runs_where_it_can(monkeypatch):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="approximate: expected \"none\" or \"tanh\", got 'fast'"):
+    with pytest.raises(ValueError, match='approximate: expected "none" or "tanh", got \'fast\''):
         kernels.gelu(np.ones(2), "fast")

@@ -51,7 +51,12 @@ def rows_of(rng, N, D, dtype):
 def test_compiled_equals_reference(dtype, tolerance, N, D, monkeypatch):
     """More rows than stripes, fewer, and neither a multiple of the other."""
     rng = np.random.default_rng(N)
-    x, w, b, g = rows_of(rng, N, D, dtype), rows_of(rng, 1, D, dtype)[0], rows_of(rng, 1, D, dtype)[0], rows_of(rng, N, D, dtype)
+    x, w, b, g = (
+        rows_of(rng, N, D, dtype),
+        rows_of(rng, 1, D, dtype)[0],
+        rows_of(rng, 1, D, dtype)[0],
+        rows_of(rng, N, D, dtype),
+    )
     for f, args in ((kernels.layer_norm, (x, w, b)), (kernels.rms_norm, (x, w))):
         found = []
         for numba in (True, False):
@@ -101,15 +106,27 @@ def test_the_compiled_form_runs_where_it_can(monkeypatch):
     assert len(launched) == 4
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda x: kernels.layer_norm(x, np.ones(2)), r"weight: expected shape \(3,\), the last axis of x, got \(2,\)"),
-    (lambda x: kernels.layer_norm(x, np.ones(3), np.ones((1, 3))), r"bias: expected shape \(3,\), the last axis of x, got \(1, 3\)"),
-    (lambda x: kernels.rms_norm(x, np.ones(4)), r"weight: expected shape \(3,\), the last axis of x, got \(4,\)"),
-    (lambda x: kernels.layer_norm(x[:, :0]), "mean: nothing to average"),
-    (lambda x: kernels.rms_norm(x[:, :0]), "mean: nothing to average"),
-    (lambda x: kernels.layer_norm(x[0, 0]), r"x: expected at least one axis, got shape \(\)"),
-    (lambda x: kernels.rms_norm(x[0, 0]), r"x: expected at least one axis, got shape \(\)"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda x: kernels.layer_norm(x, np.ones(2)),
+            r"weight: expected shape \(3,\), the last axis of x, got \(2,\)",
+        ),
+        (
+            lambda x: kernels.layer_norm(x, np.ones(3), np.ones((1, 3))),
+            r"bias: expected shape \(3,\), the last axis of x, got \(1, 3\)",
+        ),
+        (
+            lambda x: kernels.rms_norm(x, np.ones(4)),
+            r"weight: expected shape \(3,\), the last axis of x, got \(4,\)",
+        ),
+        (lambda x: kernels.layer_norm(x[:, :0]), "mean: nothing to average"),
+        (lambda x: kernels.rms_norm(x[:, :0]), "mean: nothing to average"),
+        (lambda x: kernels.layer_norm(x[0, 0]), r"x: expected at least one axis, got shape \(\)"),
+        (lambda x: kernels.rms_norm(x[0, 0]), r"x: expected at least one axis, got shape \(\)"),
+    ],
+)
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((2, 3)))
