@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from minattn.autograd import gather, logsumexp, mean, namespace, pad, stack, sum, where
+from minattn.autograd import exp, gather, logsumexp, mean, namespace, primitive, stack, sum, where
 from minattn.autograd.engine import Array, Operand, raw
-from minattn.kernels import unfold
 
 __all__ = ["ctc_loss"]
 
@@ -37,26 +36,60 @@ def _places(targets: Array, lengths: Array, blank: int) -> tuple[Array, Array]:
     return classes, jump
 
 
-def _log_likelihood(e: Operand, jump: Array, frames: Array, lengths: Array) -> Operand:
-    """ln Σ over paths of their probability, given the ln-probability e (T, B, S) of each place at each time.
+def _neighbours(jump: Array, side: int, dtype: Any) -> tuple[Array, Array]:
+    """Where a path may have come from (side −1) or may go (1): places (3, S), and ln 1 or ln 0 (B, 3, S)."""
+    S = jump.shape[1]
+    near = np.arange(S) + side * np.arange(3)[:, None]  # the place itself, the next, the one after the next
+    inside, near = (near >= 0) & (near < S), near.clip(0, S - 1)
+    allowed = np.repeat(inside[None], len(jump), 0)
+    allowed[:, 2] &= jump if side < 0 else jump[:, near[2]]
+    return near, np.where(allowed, 0.0, NEVER).astype(dtype)
+
+
+def _forward(e: Operand, jump: Array, frames: Array) -> list[Operand]:
+    """α_t(s), the ln-probability of all beginnings of paths that are at place s at time t.
 
         α_t(s) = e_t(s) + ln(exp α_{t−1}(s) + exp α_{t−1}(s − 1) + [jump(s)] exp α_{t−1}(s − 2))
 
-    Two more places stand left of the first, so that every place has three predecessors; before the first
-    frame all paths wait at the nearer one.
+    After the last frame of a row its α stays as it is.
     """
-    xp, (T, B, S) = namespace(e), e.shape
-    ways = xp.zeros((B, 3, S), dtype=e.dtype)  # from s − 2, s − 1 and s
-    ways[:, 0] = xp.where(xp.asarray(jump), 0.0, NEVER)
-    alpha = xp.full((B, S + 2), NEVER, dtype=e.dtype)
-    alpha[:, 1] = 0.0
-    for t in range(T):
-        came = logsumexp(unfold(alpha, 3) + ways, 1)
-        after = pad(came + e[t], ((0, 0), (2, 0)), NEVER)
-        alpha = where(xp.asarray(t < frames)[:, None], after, alpha) if t >= frames.min() else after
-    rows = np.arange(B)
-    last = stack([alpha[rows, 2 * lengths + 2], alpha[rows, 2 * lengths + 1]])  # final blank, final label
-    return logsumexp(where(np.stack([lengths >= 0, lengths > 0]), last, NEVER), 0)
+    near, ways = map(namespace(e).asarray, _neighbours(jump, -1, e.dtype))
+    alphas = [e[0] + np.where(np.arange(e.shape[2]) < 2, 0.0, NEVER).astype(e.dtype)]
+    for t in range(1, len(e)):
+        after = logsumexp(alphas[-1][:, near] + ways, 1) + e[t]
+        alphas.append(where(_column(t < frames, e), after, alphas[-1]) if t >= frames.min() else after)
+    return alphas
+
+
+def _backward(e: Operand, jump: Array, frames: Array, ends: Array) -> list[Operand]:
+    """β_t(s), the ln-probability of all ways to go on from place s after time t and to end well.
+
+        β_t(s) = ln Σ over r = s, s + 1 and, if jump(s + 2), s + 2 of exp(e_{t+1}(r) + β_{t+1}(r))
+    """
+    near, ways = map(namespace(e).asarray, _neighbours(jump, 1, e.dtype))
+    betas = [namespace(e).asarray(np.where(ends, 0.0, NEVER).astype(e.dtype))]
+    for t in range(len(e) - 1, 0, -1):
+        before = logsumexp((e[t] + betas[-1])[:, near] + ways, 1)
+        betas.append(where(_column(t < frames, e), before, betas[-1]) if t >= frames.min() else before)
+    return betas[::-1]
+
+
+def _column(mask: Array, like: Operand) -> Array:
+    return namespace(like).asarray(mask)[:, None]
+
+
+def _log_likelihood(e: Array, /, jump: Array, frames: Array, ends: Array) -> tuple[Array, list[Array]]:
+    """ln Σ over paths of their probability; e (T, B, S) is the ln-probability of each place at each time."""
+    alphas = _forward(e, jump, frames)
+    return logsumexp(alphas[-1] + np.where(ends, 0.0, NEVER).astype(e.dtype), 1), alphas
+
+def _d_log_likelihood(g, out, e, jump, frames, ends, saved):
+    alphas = _forward(e, jump, frames) if saved is None else saved
+    paths = stack(alphas) + stack(_backward(e, jump, frames, ends))  # ln of all that pass place s at time t
+    possible = raw(out) > NEVER
+    share = exp(paths - where(possible, out, 0)[None, :, None])
+    counted = (np.arange(len(e))[:, None] < frames)[:, :, None]
+    return where(counted, g[None, :, None] * share, 0)
 
 
 def _lengths(name: str, given: Any, B: int, least: int, most: int) -> Array:
@@ -103,9 +136,14 @@ def ctc_loss(log_probs: Operand, targets: Array, input_lengths: Array, target_le
         raise ValueError(f"targets: expected classes in [0, {C}) other than the blank {blank}, got {counted}")
     classes, jump = _places(targets, lengths, blank)
     e = gather(log_probs, 2, np.broadcast_to(classes, (T, *classes.shape)))
-    loss = -_log_likelihood(e, jump, frames, lengths)
+    last = 2 * lengths[:, None]  # a path ends at the final blank, or at the final label if there is one
+    ends = (np.arange(classes.shape[1]) <= last) & (np.arange(classes.shape[1]) >= np.maximum(last - 1, 0))
+    loss = -log_likelihood(e, jump=jump, frames=frames, ends=ends)
     if zero_infinity:
         loss = where(raw(loss) == np.inf, 0, loss)
     if reduction == "none":
         return loss
     return sum(loss) if reduction == "sum" else mean(loss / np.maximum(lengths, 1))
+
+
+log_likelihood = primitive(_log_likelihood, _d_log_likelihood, saves=True)
