@@ -36,14 +36,19 @@ def _places(targets: Array, lengths: Array, blank: int) -> tuple[Array, Array]:
     return classes, jump
 
 
-def _neighbours(jump: Array, side: int, dtype: Any) -> tuple[Array, Array]:
+def _ln(allowed: Array, like: Operand) -> Array:
+    """ln 1 where `allowed`, ln 0 elsewhere."""
+    return namespace(like).asarray(np.where(allowed, 0.0, NEVER).astype(like.dtype))
+
+
+def _neighbours(jump: Array, side: int, like: Operand) -> tuple[Array, Array]:
     """Where a path may have come from (side −1) or may go (1): places (3, S), and ln 1 or ln 0 (B, 3, S)."""
     S = jump.shape[1]
     near = np.arange(S) + side * np.arange(3)[:, None]  # the place itself, the next, the one after the next
     inside, near = (near >= 0) & (near < S), near.clip(0, S - 1)
     allowed = np.repeat(inside[None], len(jump), 0)
     allowed[:, 2] &= jump if side < 0 else jump[:, near[2]]
-    return near, np.where(allowed, 0.0, NEVER).astype(dtype)
+    return namespace(like).asarray(near), _ln(allowed, like)
 
 
 def _forward(e: Operand, jump: Array, frames: Array) -> list[Operand]:
@@ -53,8 +58,8 @@ def _forward(e: Operand, jump: Array, frames: Array) -> list[Operand]:
 
     After the last frame of a row its α stays as it is.
     """
-    near, ways = map(namespace(e).asarray, _neighbours(jump, -1, e.dtype))
-    alphas = [e[0] + np.where(np.arange(e.shape[2]) < 2, 0.0, NEVER).astype(e.dtype)]
+    near, ways = _neighbours(jump, -1, e)
+    alphas = [e[0] + _ln(np.arange(e.shape[2]) < 2, e)]
     for t in range(1, len(e)):
         after = logsumexp(alphas[-1][:, near] + ways, 1) + e[t]
         alphas.append(where(_column(t < frames, e), after, alphas[-1]) if t >= frames.min() else after)
@@ -66,8 +71,8 @@ def _backward(e: Operand, jump: Array, frames: Array, ends: Array) -> list[Opera
 
         β_t(s) = ln Σ over r = s, s + 1 and, if jump(s + 2), s + 2 of exp(e_{t+1}(r) + β_{t+1}(r))
     """
-    near, ways = map(namespace(e).asarray, _neighbours(jump, 1, e.dtype))
-    betas = [namespace(e).asarray(np.where(ends, 0.0, NEVER).astype(e.dtype))]
+    near, ways = _neighbours(jump, 1, e)
+    betas = [_ln(ends, e)]
     for t in range(len(e) - 1, 0, -1):
         before = logsumexp((e[t] + betas[-1])[:, near] + ways, 1)
         betas.append(where(_column(t < frames, e), before, betas[-1]) if t >= frames.min() else before)
@@ -81,7 +86,7 @@ def _column(mask: Array, like: Operand) -> Array:
 def _log_likelihood(e: Array, /, jump: Array, frames: Array, ends: Array) -> tuple[Array, list[Array]]:
     """ln Σ over paths of their probability; e (T, B, S) is the ln-probability of each place at each time."""
     alphas = _forward(e, jump, frames)
-    return logsumexp(alphas[-1] + np.where(ends, 0.0, NEVER).astype(e.dtype), 1), alphas
+    return logsumexp(alphas[-1] + _ln(ends, e), 1), alphas
 
 def _d_log_likelihood(g, out, e, jump, frames, ends, saved):
     alphas = _forward(e, jump, frames) if saved is None else saved
