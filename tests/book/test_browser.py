@@ -65,9 +65,6 @@ CONTRAST = """() => {
     '.minattn-source pre, .minattn-source pre span, .cell_output pre, .cell_input span, figcaption span, ' +
     '.bd-article p';
   for (const e of document.querySelectorAll(parts)) {
-    let opacity = 1;
-    for (let up = e; up; up = up.parentElement) opacity *= getComputedStyle(up).opacity;
-    if (opacity < 0.7) problems.add(`opacity ${opacity}: ${e.tagName}.${e.className}`);
     const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
     if (!own || !e.offsetParent) continue;
     const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => x - y);
