@@ -13,14 +13,16 @@ every derivative but that of h is zero, without another case in the loops.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from minattn.autograd import chunk, linear, namespace, primitive, sigmoid, stack, tanh, vjp, where
 from minattn.autograd.engine import Array, Operand
 
 
-def gru_naive(x: Array, h: Array, W_ih: Array, W_hh: Array, b_ih: Array, b_hh: Array,
-              lengths: Array | None = None) -> tuple[Array, Array]:
+def gru_naive(x: Array, h: Array, W_ih: Array, W_hh: Array,
+              b_ih: Array, b_hh: Array, lengths: Array | None = None) -> tuple[Array, Array]:
     """One sample after another, one position after another, on plain NumPy arrays.
 
     Parameters
@@ -35,7 +37,7 @@ def gru_naive(x: Array, h: Array, W_ih: Array, W_hh: Array, b_ih: Array, b_hh: A
     Returns
     -------
     array (B, N, H), array (B, H)
-        The states, zero past the end of a sample, and the last state of each sample.
+        The states, zero past the end of a sample, and the last one of each.
     """
     (B, N, _), H = x.shape, h.shape[1]
     states, last = np.zeros((B, N, H), x.dtype), h.copy()
@@ -49,8 +51,8 @@ def gru_naive(x: Array, h: Array, W_ih: Array, W_hh: Array, b_ih: Array, b_hh: A
     return states, last
 
 
-def gru_step(x: Operand, h: Operand, W_ih: Operand, W_hh: Operand, b_ih: Operand | None = None,
-             b_hh: Operand | None = None) -> Operand:
+def gru_step(x: Operand, h: Operand, W_ih: Operand, W_hh: Operand,
+             b_ih: Operand | None = None, b_hh: Operand | None = None) -> Operand:
     """The next state (B, H) from x (B, D) and h (B, H)."""
     return _update(linear(x, W_ih, b_ih), linear(h, W_hh, b_hh), h)
 
@@ -62,10 +64,15 @@ def _update(from_x: Operand, from_h: Operand, h: Operand) -> Operand:
     return (1 - z) * n + z * h
 
 
-def _gru_scan(from_x: Array, h: Array, W: Array, b: Array, /, keep: Array | None) -> tuple[Array, tuple]:
-    """All states (N, B, H) from W_ih x + b_ih (N, B, 3H); `keep` (N, B, 1) is False past the end."""
+def _gru_scan(from_x: Array, h: Array, W: Array, b: Array, /, keep: Array | None
+              ) -> tuple[Array, tuple]:
+    """All states (N, B, H) from W_ih x + b_ih (N, B, 3H).
+
+    `keep` (N, B, 1) is False past the end.
+    """
     xp, (N, B, _), H = namespace(from_x), from_x.shape, h.shape[-1]
-    states, gates = xp.empty((N, B, H), from_x.dtype), xp.empty((N, B, 3, H), from_x.dtype)
+    states = xp.empty((N, B, H), from_x.dtype)
+    gates = xp.empty((N, B, 3, H), from_x.dtype)
     old = xp.empty_like(states)  # W_hn h + b_hn
     for t in range(N):
         from_h = h @ W.T + b
@@ -80,13 +87,15 @@ def _gru_scan(from_x: Array, h: Array, W: Array, b: Array, /, keep: Array | None
 
 def _d_gru_scan(g, states, from_x, h, W, b, keep, saved):
     if saved is None:  # this pass is itself recorded: go through the steps one by one
-        return vjp(lambda *args: _gru_steps(*args, keep), (from_x, h, W, b), g, create_graph=True)[1]
+        steps = partial(_gru_steps, keep=keep)
+        return vjp(steps, (from_x, h, W, b), g, create_graph=True)[1]
     xp, (N, B, H) = namespace(g), states.shape
     gates, old = saved
     r, z, n = gates[:, :, 0], gates[:, :, 1], gates[:, :, 2]
     before = xp.concatenate([h[None], states[:-1]])
-    by_n = (1 - z) * (1 - n * n)  # ∂h'/∂ the argument of tanh; next, ∂h'/∂ the three parts of W_hh h + b_hh
-    slopes = xp.stack([by_n * old * r * (1 - r), (before - n) * z * (1 - z), by_n * r], 2)
+    by_n = (1 - z) * (1 - n * n)  # ∂h'/∂ the argument of tanh
+    by_r, by_z = by_n * old * r * (1 - r), (before - n) * z * (1 - z)
+    slopes = xp.stack([by_r, by_z, by_n * r], 2)  # ∂h'/∂ the three parts of W_hh h + b_hh
     dh, d_from_h = xp.zeros((B, H), g.dtype), xp.empty_like(gates)
     dn = xp.empty_like(states)
     for t in reversed(range(N)):
@@ -97,7 +106,8 @@ def _d_gru_scan(g, states, from_x, h, W, b, keep, saved):
     rows = d_from_h.reshape(N * B, 3 * H)
     d_from_x = d_from_h.copy()
     d_from_x[:, :, 2] = dn
-    return d_from_x.reshape(N, B, 3 * H), dh, rows.T @ before.reshape(N * B, H), rows.sum(0)
+    dW = rows.T @ before.reshape(N * B, H)
+    return d_from_x.reshape(N, B, 3 * H), dh, dW, rows.sum(0)
 
 
 def _gru_steps(from_x: Operand, h: Operand, W: Operand, b: Operand, keep: Array | None) -> Operand:

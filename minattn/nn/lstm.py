@@ -15,6 +15,8 @@ stays and no gradient enters; the hidden state is carried over beside.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from minattn.autograd import chunk, linear, namespace, primitive, sigmoid, stack, tanh, vjp, where
@@ -86,7 +88,8 @@ def _lstm_scan(from_x: Array, h: Array, c: Array, W: Array, b: Array, /, keep: A
 
 def _d_lstm_scan(grad, out, from_x, h, c, W, b, keep, saved):
     if saved is None:  # this pass is itself recorded: go through the steps one by one
-        return vjp(lambda *args: _lstm_steps(*args, keep), (from_x, h, c, W, b), grad, create_graph=True)[1]
+        steps = partial(_lstm_steps, keep=keep)
+        return vjp(steps, (from_x, h, c, W, b), grad, create_graph=True)[1]
     xp, (N, B, _, H) = namespace(grad), out.shape
     gates, shown = saved
     i, f, g, o = (gates[:, :, k] for k in range(4))

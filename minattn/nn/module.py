@@ -78,9 +78,9 @@ class Module:
             elif isinstance(value, (list, tuple, dict)) and not name.startswith("_"):
                 _refuse_hidden(f"{type(self).__name__}.{name}", value)
 
-    def named_modules(self, prefix: str = "", unique: bool = True, _seen: set | None = None
-                      ) -> Iterator[tuple[str, Module]]:
-        """This and all modules below, parents first; if `unique`, a shared one only by its first name."""
+    def named_modules(self, prefix: str = "", unique: bool = True,
+                      _seen: set | None = None) -> Iterator[tuple[str, Module]]:
+        """This and all modules below, parents first; if `unique`, each by its first name."""
         seen = set() if _seen is None else _seen
         if unique and id(self) in seen:
             return
@@ -94,7 +94,7 @@ class Module:
         return (module for _, module in self.named_modules())
 
     def named_parameters(self, unique: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """Parameters with names, in a fixed order; if `unique`, a tied one only by its first name."""
+        """Parameters with their names, in order; if `unique`, each by its first name."""
         seen = set()
         for prefix, module in self.named_modules(unique=unique):
             for name, value in vars(module).items():

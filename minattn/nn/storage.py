@@ -12,16 +12,16 @@ import numpy as np
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Context that gives a temporary path beside `path` to write to, and moves it to `path` if all went well.
+    """Context that gives a temporary path beside `path`, and renames it to `path` at the end.
 
-    Whoever opens `path`, at any moment and after any kill, finds the old file or the new one.
+    Whoever opens `path`, at any moment and after any kill, finds the old or the new file.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield draft
         with open(draft, "rb+") as file:
-            os.fsync(file.fileno())  # the bytes must be on the disk before the name points to them
+            os.fsync(file.fileno())  # first the bytes on the disk, then the name
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
