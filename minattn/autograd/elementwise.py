@@ -273,7 +273,8 @@ def clip(x: Operand, min: float | None = None, max: float | None = None) -> Oper
 
 
 def _select(x: Array, y: Array, /, cond: Array) -> Array:
-    return namespace(cond).where(cond, x, y)
+    xp = namespace(x if hasattr(x, "dtype") else y if hasattr(y, "dtype") else cond)
+    return xp.where(xp.asarray(cond), x, y)
 
 def _d_select(g, out, x, y, cond):
     return lambda: where(cond, g, 0), lambda: where(cond, 0, g)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .elementwise import where
-from .engine import Array, Operand, Tensor, namespace, primitive, raw
+from .engine import Array, Operand, namespace, primitive, raw
 from .shape import axis, expand, flip, reshape
 
 
@@ -24,13 +24,14 @@ def _is_basic(index: Any) -> bool:
     return all(p is None or p is Ellipsis or isinstance(p, (int, slice, np.integer)) for p in parts)
 
 
-def _plain(index: Any) -> Any:
-    """An index without Tensors or lists in it."""
+def _plain(xp: Any, index: Any) -> Any:
+    """An index without Tensors or lists in it, its arrays those of the library `xp`."""
     if isinstance(index, tuple):
-        return tuple(_plain(p) for p in index)
-    if isinstance(index, Tensor):
-        return index.data
-    return np.asarray(index, dtype=None if index else int) if isinstance(index, list) else index
+        return tuple(_plain(xp, p) for p in index)
+    index = raw(index)
+    if isinstance(index, (list, np.ndarray)):
+        return xp.asarray(index, dtype=int if isinstance(index, list) and not index else None)
+    return index
 
 
 def _getitem(x: Array, /, index: Any) -> Array:
@@ -56,13 +57,13 @@ def _d_put(g, out, values, index, shape):
 
 def getitem(x: Operand, index: Any) -> Operand:
     """x[index], with NumPy's rules for slices, integers, arrays and masks."""
-    return picked(x, index=_plain(index))
+    return picked(x, index=_plain(namespace(x), index))
 
 
 def index_put(x: Operand, index: Any, values: Operand) -> Operand:
     """A copy of x with ``x[index] = values`` (gradients go to `values` there, to x elsewhere)."""
-    index = _plain(index)
     xp = namespace(x)
+    index = _plain(xp, index)
     keep = xp.ones(x.shape, dtype=bool)
     keep[index] = False
     size = keep[index].shape
@@ -82,7 +83,7 @@ def _lattice(index: Array, dim: int) -> tuple:
 
 def _check_gather(x: Operand, dim: int, index: Array) -> tuple[int, Array]:
     dim = axis(dim, x.ndim)
-    index = _check_ids(index, x.shape[dim], "index")
+    index = _check_ids(namespace(x), index, x.shape[dim], "index")
     if index.ndim != x.ndim:
         raise ValueError(f"index: expected {x.ndim} axes as in x, got shape {index.shape}")
     return dim, index
@@ -124,9 +125,8 @@ def _d_rows(g, out, weight, ids):
     return summed_segments(flat, ids=ids.reshape(-1), count=weight.shape[0])
 
 
-def _check_ids(ids: Operand, count: int, name: str = "ids") -> Array:
-    ids = raw(ids)
-    ids = ids if hasattr(ids, "dtype") else np.asarray(ids)
+def _check_ids(xp: Any, ids: Operand, count: int, name: str = "ids") -> Array:
+    ids = xp.asarray(raw(ids))
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {ids.dtype}")
     if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < count):
@@ -136,7 +136,7 @@ def _check_ids(ids: Operand, count: int, name: str = "ids") -> Array:
 
 def segment_sum(x: Operand, ids: Array, count: int) -> Operand:
     """Row s of the result is the sum of the rows of x whose id is s; shape (count, …)."""
-    ids = _check_ids(ids, count)
+    ids = _check_ids(namespace(x), ids, count)
     if ids.shape != x.shape[:1]:
         raise ValueError(f"ids: expected one id for each of the {x.shape[0]} rows, got shape {ids.shape}")
     return summed_segments(x, ids=ids, count=count)
@@ -144,13 +144,13 @@ def segment_sum(x: Operand, ids: Array, count: int) -> Operand:
 
 def embedding(weight: Operand, ids: Array) -> Operand:
     """Rows of `weight` (V, D) chosen by integers `ids` of any shape (…); result (…, D)."""
-    return rows(weight, ids=_check_ids(ids, weight.shape[0]))
+    return rows(weight, ids=_check_ids(namespace(weight), ids, weight.shape[0]))
 
 
 def one_hot(ids: Array, count: int, dtype: Any = np.float32) -> Array:
     """Plain array (…, count) with a single 1 at each id."""
-    ids = _check_ids(ids, count)
-    return (ids[..., None] == namespace(ids).arange(count)).astype(dtype)
+    xp = namespace(ids)
+    return (_check_ids(xp, ids, count)[..., None] == xp.arange(count)).astype(dtype)
 
 
 def sort(x: Operand, dim: int = -1, descending: bool = False) -> Found:

@@ -214,7 +214,7 @@ def _scan(a: Array, b: Array, /, dim: int) -> Array:
     `a` and `b` broadcast against each other. Nothing is divided by a running product, so decays may vanish.
     """
     xp = namespace(b)
-    out = xp.empty(np.broadcast_shapes(a.shape, b.shape), dtype=np.result_type(a, b))
+    out = xp.empty(np.broadcast_shapes(a.shape, b.shape), dtype=xp.result_type(a, b))
     a, b = (xp.moveaxis(xp.broadcast_to(t, out.shape), dim, 0) for t in (a, b))
     h = xp.moveaxis(out, dim, 0)  # a view: filling h fills out
     for t in range(len(h)):

@@ -36,7 +36,7 @@ def _d_conj(g, out, z):
 def _complex(re: Array, im: Array, /) -> Array:
     """re + i·im."""
     xp = namespace(re)
-    z = xp.empty(np.broadcast_shapes(np.shape(re), np.shape(im)), dtype=np.result_type(re, im, np.complex64))
+    z = xp.empty(np.broadcast_shapes(np.shape(re), np.shape(im)), dtype=xp.result_type(re, im, np.complex64))
     z.real, z.imag = re, im  # re + 1j * im would have NaN for an infinite im
     return z
 

@@ -6,5 +6,5 @@ from .dropout import dropout
 from .gelu import gelu
 from .norms import layer_norm, rms_norm
 
-__all__ = ["avg_pool2d", "conv1d", "conv2d", "cross_entropy", "dropout", "gelu", "layer_norm", "max_pool2d", "rms_norm",
-           "unfold"]
+__all__ = ["avg_pool2d", "conv1d", "conv2d", "cross_entropy", "dropout", "gelu", "layer_norm", "max_pool2d",
+           "rms_norm", "unfold"]

@@ -61,7 +61,8 @@ def _sizes(name: str, value: int | Sizes, n: int, least: int = 1) -> Sizes:
     return value
 
 
-def unfold(x: Operand, kernel: int | Sizes, stride: int | Sizes = 1, dilation: int | Sizes = 1, n: int = 1) -> Operand:
+def unfold(x: Operand, kernel: int | Sizes, stride: int | Sizes = 1, dilation: int | Sizes = 1,
+           n: int = 1) -> Operand:
     """All windows of the last n axes: (…, L₁ … Lₙ) → (…, k₁ … kₙ, m₁ … mₙ), m counting the windows.
 
     Raises
@@ -74,11 +75,12 @@ def unfold(x: Operand, kernel: int | Sizes, stride: int | Sizes = 1, dilation: i
     kernel = _sizes("kernel", kernel, n)
     stride, dilation = _sizes("stride", stride, n), _sizes("dilation", dilation, n)
     if min(_out_sizes(x.shape[-n:], kernel, stride, dilation)) < 1:
-        raise ValueError(f"kernel: windows of {kernel} with dilation {dilation} do not fit sizes {x.shape[-n:]}")
+        raise ValueError(f"kernel: windows of {kernel}, dilation {dilation}, do not fit sizes {x.shape[-n:]}")
     return windows(x, kernel=kernel, stride=stride, dilation=dilation)
 
 
-def _conv(x: Operand, weight: Operand, bias: Operand | None, stride: Sizes, dilation: Sizes, groups: int) -> Operand:
+def _conv(x: Operand, weight: Operand, bias: Operand | None, stride: Sizes, dilation: Sizes,
+          groups: int) -> Operand:
     n = weight.ndim - 2
     B, C = x.shape[:2]
     O, Cg = weight.shape[:2]
@@ -102,7 +104,7 @@ def conv1d(x: Operand, weight: Operand, bias: Operand | None = None, stride: int
            dilation: int = 1, groups: int = 1) -> Operand:
     """Cross-correlation of x (B, C, L) with weight (O, C/groups, K); ``groups=C`` is depthwise.
 
-    ``padding="causal"`` puts all of the (K − 1)·dilation zeros before the start, so that output t sees inputs ≤ t.
+    ``padding="causal"`` puts all (K − 1)·dilation zeros before the start: output t sees inputs ≤ t alone.
     """
     _check_image(x, weight, 1)
     if padding == "causal":
@@ -124,20 +126,23 @@ def conv2d(x: Operand, weight: Operand, bias: Operand | None = None, stride: int
 
 def _check_image(x: Operand, weight: Operand, n: int) -> None:
     if x.ndim != n + 2 or weight.ndim != n + 2:
-        raise ValueError(f"conv{n}d: expected x and weight with {n + 2} axes, got {x.shape} and {weight.shape}")
+        found = f"{x.shape} and {weight.shape}"
+        raise ValueError(f"conv{n}d: expected x and weight with {n + 2} axes, got {found}")
 
 
 def _pad_image(x: Operand, padding: Sizes, value: float = 0.0) -> Operand:
     return pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)), value) if any(padding) else x
 
 
-def _pool_windows(x: Operand, kernel: Sizes, stride: int | Sizes | None, padding: Sizes, value: float) -> Operand:
+def _pool_windows(x: Operand, kernel: Sizes, stride: int | Sizes | None, padding: Sizes,
+                  value: float) -> Operand:
     if x.ndim != 4:
         raise ValueError(f"x: expected (B, C, H, W), got shape {x.shape}")
     return unfold(_pad_image(x, padding, value), kernel, kernel if stride is None else stride, 1, 2)
 
 
-def max_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = None, padding: int | Sizes = 0) -> Operand:
+def max_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = None,
+               padding: int | Sizes = 0) -> Operand:
     """Largest entry of every window of x (B, C, H, W); the gradient goes to the first of equals.
 
     Padding is at most half a window, so that every window holds an entry of x.
@@ -150,7 +155,8 @@ def max_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = Non
     return max_along(flat, 2).values
 
 
-def avg_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = None, padding: int | Sizes = 0) -> Operand:
+def avg_pool2d(x: Operand, kernel: int | Sizes, stride: int | Sizes | None = None,
+               padding: int | Sizes = 0) -> Operand:
     """Mean of every window of x (B, C, H, W), zeros of the padding counted."""
     kernel, padding = _sizes("kernel", kernel, 2), _sizes("padding", padding, 2, least=0)
     return mean(_pool_windows(x, kernel, stride, padding, 0.0), (2, 3))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from minattn.autograd import exp, log_softmax, namespace, one_hot, primitive, reshape, sum
 from minattn.autograd.engine import Array, Operand, raw
 
 
 def _cross_entropy(logits: Array, /, target: Array) -> tuple[Array, Array]:
     logp = log_softmax(logits, -1)
-    counted = namespace(logp).where(target == 0, 0, logp)  # 0 rather than 0·∞ for a class ruled out by a logit of −∞
+    counted = namespace(logp).where(target == 0, 0, logp)  # not 0·∞ for a class ruled out by a logit of −∞
     return -(target * counted).sum(-1), logp
 
 def _d_cross_entropy(g, out, logits, target, saved):
@@ -32,14 +30,15 @@ def cross_entropy(logits: Operand, target: Array, *, ignore_index: int = -100, l
     reduction : {"mean", "sum", "none"}
         "mean" averages over the positions that count; a ValueError if there are none.
     """
-    target = np.asarray(target) if not hasattr(raw(target), "dtype") else raw(target)
+    xp, C = namespace(logits), logits.shape[-1]
+    target = xp.asarray(raw(target))
     if target.shape != logits.shape[:-1] or target.dtype.kind not in "iu":
-        raise ValueError(f"target: expected integers of shape {logits.shape[:-1]}, got {target.dtype} {target.shape}")
+        found = f"{target.dtype} {target.shape}"
+        raise ValueError(f"target: expected integers of shape {logits.shape[:-1]}, got {found}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    xp, C = namespace(target), logits.shape[-1]
     counts = target != ignore_index
     if not ((0 <= target) & (target < C) | ~counts).all():
         raise ValueError(f"target: expected classes in [0, {C}) or ignore_index={ignore_index}, got others")
@@ -52,7 +51,7 @@ def cross_entropy(logits: Operand, target: Array, *, ignore_index: int = -100, l
         return sum(loss)
     n = int(counts.sum())
     if n == 0:
-        raise ValueError(f"target: every position is ignored (ignore_index={ignore_index}), so there is no mean")
+        raise ValueError(f"target: every position is ignored (ignore_index={ignore_index}); there is no mean")
     return sum(loss) / n
 
 

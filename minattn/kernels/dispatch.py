@@ -1,4 +1,4 @@
-"""Which form of a kernel runs: compiled by Numba where it is installed and the array fits, else the NumPy reference."""
+"""Which form of a kernel runs: compiled by Numba where that is installed and the array fits, else NumPy's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def have_numba() -> bool:
     except ImportError:
         warnings.warn("Numba is not installed: minattn's kernels run in NumPy, more slowly", stacklevel=3)
         return False
-    if "NUMBA_THREADING_LAYER" not in os.environ:  # OpenMP's threads spin between kernels and starve those of BLAS
+    if "NUMBA_THREADING_LAYER" not in os.environ:  # OpenMP's threads spin and starve those of BLAS
         numba.config.THREADING_LAYER = "workqueue"
     return True
 
@@ -32,13 +32,14 @@ def have_numba() -> bool:
 def compiled(*arrays: Array) -> bool:
     """Whether the Numba form serves these arrays: NumPy's, all float32 or all float64."""
     dtype = arrays[0].dtype
-    return dtype in _FLOATS and all(type(a) is np.ndarray and a.dtype == dtype for a in arrays) and have_numba()
+    fit = all(type(a) is np.ndarray and a.dtype == dtype for a in arrays)
+    return fit and dtype in _FLOATS and have_numba()
 
 
 _one_at_a_time = threading.Lock()
 
 
 def launch(kernel: Callable, *args: Any) -> None:
-    """Run a compiled kernel; only one at a time, since Numba's work queue must not be entered from two threads."""
+    """Run a compiled kernel; one at a time, since Numba's work queue must not be entered by two threads."""
     with _one_at_a_time:
         kernel(*args)

@@ -41,7 +41,8 @@ def _d_layer_norm(g, out, x, weight, bias, eps, saved):
 
         dw, db = norms.stripes(x.dtype, x.shape[-1]), norms.stripes(x.dtype, x.shape[-1])
         dx = np.empty(x.shape, x.dtype)
-        launch(norms.layer_norm_backward, _matrix(g), _matrix(x), weight, *saved, dx.reshape(-1, x.shape[-1]), dw, db)
+        rows = dx.reshape(-1, x.shape[-1])
+        launch(norms.layer_norm_backward, _matrix(g), _matrix(x), weight, *saved, rows, dw, db)
         return dx, dw.sum(0), db.sum(0)
     xhat, rstd = _centre(x, eps)
     lead = tuple(range(g.ndim - 1))
@@ -53,7 +54,8 @@ def _d_layer_norm(g, out, x, weight, bias, eps, saved):
     return dx, lambda: sum(g * xhat, lead), lambda: sum(g, lead)
 
 
-def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None = None, eps: float = 1e-5) -> Operand:
+def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None = None,
+               eps: float = 1e-5) -> Operand:
     """(x − x̄) / √(var x + ε) · w + b over the last axis of x (…, D), var with divisor D; w and b are (D)."""
     ones, zeros = _identity_affine(x)
     weight, bias = ones if weight is None else weight, zeros if bias is None else bias
@@ -90,7 +92,8 @@ def _d_rms_norm(g, out, x, weight, eps, saved):
         from .cpu import norms
 
         dw, dx = norms.stripes(x.dtype, x.shape[-1]), np.empty(x.shape, x.dtype)
-        launch(norms.rms_norm_backward, _matrix(g), _matrix(x), weight, saved, dx.reshape(-1, x.shape[-1]), dw)
+        rows = dx.reshape(-1, x.shape[-1])
+        launch(norms.rms_norm_backward, _matrix(g), _matrix(x), weight, saved, rows, dw)
         return dx, dw.sum(0)
     rms = (mean(x * x, -1, keepdim=True) + eps) ** -0.5
     xhat = x * rms

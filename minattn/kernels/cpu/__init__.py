@@ -1,1 +1,1 @@
-"""Numba forms of the kernels. Imported only when one is first called, so that `import minattn` stays quick."""
+"""Numba forms of the kernels. Imported when one is first called, so that `import minattn` stays quick."""

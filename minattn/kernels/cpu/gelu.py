@@ -1,7 +1,7 @@
 """GELU and its slope in one pass.
 
-NumPy would make eight passes over memory, and SciPy's erf takes 10 ns an entry. In float32 the error function is
-x P(x²) / Q(x²) for |x| < 4 (relative error 2.5·10⁻⁸, fitted by us) and ±1 beyond, where they are the same number.
+NumPy would make eight passes over memory, and SciPy's erf takes 10 ns an entry. In float32 the error function
+is x P(x²) / Q(x²) for |x| < 4 (relative error 2.5·10⁻⁸, fitted by us) and ±1 beyond, where they are the same.
 """
 
 import math
@@ -9,8 +9,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
-P = tuple(np.float32(c) for c in (1.12837914e+00, 1.93545897e-01, 5.31018616e-02, 3.88338178e-03, 2.84567095e-04,
-                                  1.98678019e-06))
+P = tuple(np.float32(c) for c in (1.12837914e+00, 1.93545897e-01, 5.31018616e-02, 3.88338178e-03,
+                                  2.84567095e-04, 1.98678019e-06))
 Q = tuple(np.float32(c) for c in (1.0, 5.04858140e-01, 1.15350350e-01, 1.52073258e-02, 1.18558099e-03,
                                   3.74202155e-05))
 FOUR, HALF, ONE = np.float32(4), np.float32(0.5), np.float32(1)

@@ -1,7 +1,7 @@
 """Layer norm and RMS norm, row by row: each row is read once, while it is in the cache.
 
-Backward needs two sums over the rows (for weight and bias); each of `parts` stripes of rows keeps its own, so that
-stripes can run side by side.
+Backward needs two sums over the rows (for weight and bias); each of `parts` stripes of rows keeps its own, so
+that stripes can run side by side.
 """
 
 import math
