@@ -202,14 +202,38 @@ def check_single_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
             )
 
 
+def check_other_library(case: Case, bring: Any) -> None:
+    """The same lines run on arrays of another library (see `elsewhere.py`), with the same results."""
+    rng = np.random.default_rng(3)
+    for sample in case.draw()[::2]:
+        arrays, options = sample
+        found = []
+        for move in (lambda x: x, bring):
+            xs = [Tensor(move(a), requires_grad=case.order > 0) for a in arrays]
+            ys = outputs_of(case.ours(*xs, **{k: move(v) for k, v in options.items()}))
+            kept = [y for y in ys if differentiable(y)]
+            if not found:
+                us = [random_like(rng, y.data) for y in kept]
+            gs = ag.grad(kept, xs, [move(u) for u in us], allow_unused=True) if case.order else []
+            found.append([*ys, *gs])
+        for here, there in zip(*found, strict=True):
+            if here is None or there is None:
+                assert here is there, described(sample)
+                continue
+            data = there.data if isinstance(there, Tensor) else there
+            assert type(data).__module__ == "cupy", f"came back as {type(data)}; {described(sample)}"
+            np.testing.assert_allclose(
+                data.get(), raw(here), rtol=1e-12, atol=1e-12, err_msg=described(sample)
+            )
+            assert data.dtype == raw(here).dtype
+
+
 def check_samples(case: Case) -> None:
     """The inputs are as varied as the table promises."""
     samples = case.draw()
     arrays = [a for s in samples for a in s[0]]
     assert len(samples) >= 20
-    assert len({(*(a.shape for a in s[0]), str(s[1])) for s in samples}) >= 12, (
-        "too few different inputs"
-    )
+    assert len({(*(a.shape for a in s[0]), str(s[1])) for s in samples}) >= 12, "too few different inputs"
     assert any(1 in a.shape for a in arrays), "no axis of size 1"
     assert any(a.size == 0 for a in arrays) == case.empty, "arrays of size 0"
     assert any(not a.flags.c_contiguous for a in arrays), "no view that is transposed, strided or backwards"

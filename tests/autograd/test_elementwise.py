@@ -38,6 +38,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(ELEMENTWISE)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def slope(f, *points):
     """Value and derivatives at numbers, in float64."""
     xs = [Tensor(np.array(float(p)), requires_grad=True) for p in points]

@@ -34,6 +34,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(INDEX)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def test_an_entry_named_twice_gets_both_gradients():
     x = Tensor(np.arange(3.0), requires_grad=True)
     assert grad(x[[0, 0, 2]], x, np.array([1.0, 10, 100]))[0].data.tolist() == [11, 0, 100]

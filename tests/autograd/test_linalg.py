@@ -33,6 +33,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(LINALG)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def test_products_by_hand():
     assert ag.matmul(np.array([1.0, 2]), np.array([3.0, 4])) == 11
     assert ag.outer(np.array([1.0, 2]), np.array([3.0, 4])).tolist() == [[3, 4], [6, 8]]

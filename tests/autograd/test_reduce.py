@@ -35,6 +35,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(REDUCE)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def test_axes():
     assert (
         axes(None, 3) == (0, 1, 2)

@@ -34,6 +34,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(SHAPE)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def test_shapes_as_arguments_or_in_one_tuple():
     x = Tensor(np.arange(6.0).reshape(2, 3))
     assert (

@@ -34,6 +34,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(SPECTRAL)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def dft(x):
     n = x.shape[-1]
     k = np.arange(n)

@@ -34,6 +34,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(CONV)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def test_convolution_by_hand():
     x = np.array([[[1.0, 2, 3, 4]]])
     w = np.array([[[1.0, 10, 100]]])
@@ -119,7 +124,7 @@ def test_equal_entries_of_a_pool_send_the_gradient_to_the_first():
         ),
         (
             lambda x, w: kernels.conv1d(x, w, dilation=3),
-            r"kernel: windows of \(3,\) with dilation \(3,\) do not fit sizes \(5,\)",
+            r"kernel: windows of \(3,\), dilation \(3,\), do not fit sizes \(5,\)",
         ),
         (lambda x, w: kernels.unfold(x, 6), r"kernel: windows of \(6,\)"),
         (lambda x, w: kernels.unfold(x, 0), "kernel: expected 1 integers of at least 1, got .0,"),

@@ -34,6 +34,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(CROSS_ENTROPY)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def test_by_hand():
     logits = np.log([[1.0, 2, 5], [4, 4, 2]])
     np.testing.assert_allclose(kernels.cross_entropy(logits, [2, 0], reduction="none"), -np.log([5 / 8, 0.4]))

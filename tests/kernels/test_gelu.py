@@ -38,6 +38,11 @@ def test_single_precision(case, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(GELU)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 @pytest.fixture
 def without_numba(monkeypatch):
     monkeypatch.setattr(dispatch, "have_numba", lambda: False)

@@ -36,6 +36,11 @@ def test_single_precision(case, monkeypatch):
 
 
 @checks.each(NORMS)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
+@checks.each(NORMS)
 def test_reference_equals_torch(case, monkeypatch):
     monkeypatch.setattr(dispatch, "have_numba", lambda: False)
     checks.check_against_torch(case)
