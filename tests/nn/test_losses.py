@@ -153,6 +153,24 @@ def test_info_nce_wants_the_diagonal(rng):
     assert losses.info_nce(a, a) < 0.1 < losses.info_nce(a, np.roll(a, 1, 0))
 
 
+def test_defaults_are_pytorchs(rng):
+    """Margin, power, ε and reduction, when nothing is said; targets may be lists."""
+    x, y, z = rng.standard_normal((3, 6, 4))
+    p, sign, classes = rng.random((6, 4)), np.sign(z), [0, 3, 1, 1, 2, 0]
+    q = np.asarray(log_softmax(y, -1))
+    for name, arguments in [("mse_loss", (x, y)), ("binary_cross_entropy_with_logits", (x, p)),
+                            ("kl_div", (q, p)), ("triplet_margin_loss", (x, x + 0.1 * y, z)),
+                            ("margin_ranking_loss", (x, y, sign)), ("multi_margin_loss", (x, classes))]:
+        want = getattr(F, name)(*map(torch.tensor, arguments)).item()
+        assert want != 0
+        assert getattr(losses, name)(*arguments) == pytest.approx(want, rel=1e-12), name
+
+
+def test_triplets_of_any_number_of_axes(rng):
+    agree(losses.triplet_margin_loss, F.triplet_margin_loss, *rng.standard_normal((3, 2, 5, 4)), rng=rng,
+          reduction="none", margin=2.0)
+
+
 # ---- bad input
 
 X, Y = np.zeros((2, 3)), np.zeros((2, 3))
@@ -167,6 +185,14 @@ X, Y = np.zeros((2, 3)), np.zeros((2, 3))
     (lambda: losses.info_nce(X, Y + 1, temperature=0), "temperature: .*got 0"),
     (lambda: losses.info_nce(X[0], Y[0]), r"a: expected \(B, D\)"),
     (lambda: losses.triplet_margin_loss(X, X, Y[:1]), "negative: expected the shape of anchor"),
+    (lambda: losses.triplet_margin_loss(X, Y[:1], X), "positive: expected the shape of anchor"),
+    (lambda: losses.binary_cross_entropy_with_logits(X, Y[0]), "target: expected the shape of logits"),
+    (lambda: losses.kl_div(X, Y[0]), "target: expected the shape of input"),
+    (lambda: losses.info_nce(X, Y[:1]), "b: expected the shape of a"),
+    (lambda: losses.margin_ranking_loss(X, Y[0], Y + 1), "input2: expected the shape of input1"),
+    (lambda: losses.margin_ranking_loss(X, X, Y[0] + 1), "target: expected the shape of input1"),
+    (lambda: losses.multi_margin_loss(X, np.array([0, 1, 2])), "target: expected 2 integers"),
+    (lambda: losses.multi_margin_loss(X, np.array([0.0, 1.0])), "target: expected 2 integers"),
     (lambda: losses.margin_ranking_loss(X, Y, Y), "target: .*1 or"),
     (lambda: losses.multi_margin_loss(X, np.array([0, 3])), r"target: expected 2 integers in \[0, 3\)"),
     (lambda: losses.multi_margin_loss(X, np.array([0, -1])), "target: "),
