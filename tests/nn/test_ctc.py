@@ -90,6 +90,20 @@ def test_ctc_of_a_target_that_does_not_fit(rng):
         assert not t.grad[:, 0].any() and t.grad[:, 1].any(), "no gradient and no NaN where it does not fit"
 
 
+def test_an_impossible_target_costs_infinity_by_default():
+    assert ctc_loss(np.full((1, 1, 3), np.log(1 / 3)), [[1, 2]], [1], [2]) == np.inf
+
+
+def test_float32_stays_float32(rng):
+    x = rng.standard_normal((5, 2, 4)).astype(np.float32)
+    t = Tensor(x, requires_grad=True)
+    loss = ctc_loss(log_softmax(t, -1), [[1, 1], [2, 3]], [5, 4], [2, 2])
+    loss.backward()
+    wide = ctc_loss(log_softmax(x.astype(np.float64), -1), [[1, 1], [2, 3]], [5, 4], [2, 2])
+    assert loss.dtype == t.grad.dtype == np.float32
+    assert loss.item() == pytest.approx(float(wide), rel=1e-6)
+
+
 def test_ctc_with_impossible_classes(rng):
     logits = rng.standard_normal((6, 1, 4))
     logits[2, 0, 1:] = -np.inf  # the third frame can only be blank
@@ -110,6 +124,9 @@ Z = np.zeros((3, 1, 4))
     (lambda: ctc_loss(Z[0], [[1]], [1], [1]), r"log_probs: expected \(T, B, C\)"),
     (lambda: ctc_loss(Z, [[4]], [3], [1]), r"targets: expected classes in \[0, 4\)"),
     (lambda: ctc_loss(Z, [[0]], [3], [1]), "other than the blank 0"),
+    (lambda: ctc_loss(Z, [[-1]], [3], [1], blank=3), "targets: expected classes"),
+    (lambda: ctc_loss(Z, [[1.0]], [3], [1]), "targets: expected integers"),
+    (lambda: ctc_loss(Z, [[1]], [3.0], [1]), "input_lengths: expected 1 integers, got float64"),
     (lambda: ctc_loss(Z, [[1], [1]], [3], [1]), r"targets: expected integers of shape \(1, L\)"),
     (lambda: ctc_loss(Z, [[1]], [4], [1]), r"input_lengths: expected values in \[1, 3\]"),
     (lambda: ctc_loss(Z, [[1]], [0], [1]), "input_lengths: "),
