@@ -160,7 +160,7 @@ def _keep_best(done: Beams, new: Beams) -> Beams:
     parts = []
     for a, b in zip(done, new, strict=True):
         if a.ndim == 3:
-            a, b = (np.pad(x, ((0, 0), (0, 0), (0, width - x.shape[2])), constant_values=-1) for x in (a, b))
+            a, b = (np.pad(x, ((0, 0), (0, 0), (0, width - x.shape[2]))) for x in (a, b))
         parts.append(np.concatenate([a, b], 1))
     order = _best(parts[1], K)
     rows = np.arange(len(order))[:, None]
@@ -197,7 +197,7 @@ def beam_search(step: Step, ids: Array, max_new: int, beams: int, *, eos: int | 
     (B, N), K = ids.shape, beams
     ids = np.repeat(ids[:, None], K, 1)
     scores = np.full((B, K), -np.inf)
-    done = Beams(ids, scores, np.zeros((B, K), np.int64))
+    done = Beams(ids, scores, np.zeros((B, K), np.int64))  # K places that anything finished goes before
     scores = np.where(np.arange(K) == 0, 0.0, scores)  # all beams start as the same sequence: only one counts
     for n in range(1, max_new + 1):
         logp = log_softmax(_logits(step, ids.reshape(B * K, -1), eos), -1)
@@ -213,7 +213,5 @@ def beam_search(step: Step, ids: Array, max_new: int, beams: int, *, eos: int | 
             break  # ln-probabilities only fall: at no length would an open sequence enter
     else:
         done = _keep_best(done, Beams(ids, scores / max_new**length_penalty, np.full((B, K), max_new)))
-    lengths = np.where(done.scores > -np.inf, done.lengths, 0)
-    filler = 0 if eos is None else eos
-    kept = np.arange(done.ids.shape[2]) < N + lengths[..., None]
-    return Beams(np.where(kept, done.ids, filler), done.scores, lengths)
+    kept = np.arange(done.ids.shape[2]) < N + done.lengths[..., None]
+    return done._replace(ids=np.where(kept, done.ids, 0 if eos is None else eos))

@@ -73,6 +73,7 @@ def test_a_beam_of_full_width_finds_the_best_of_all(V, max_new, eos, penalty):
             assert (found.ids[b, k, :2] == prompt).all()
             assert (found.ids[b, k, 2 + length :] == (0 if eos is None else eos)).all()
         assert (found.scores[b, n:] == -np.inf).all() and (found.lengths[b, n:] == 0).all()
+        assert (found.ids[b, n:, :2] == prompt).all() and (found.ids[b, n:, 2:] == eos).all()
 
 
 def narrow(toy, prompt, max_new, K, eos, penalty):
@@ -103,6 +104,21 @@ def test_a_narrow_beam_step_by_step(eos, K, penalty):
             length = len(one) if eos not in one else int(np.argmax(one == eos)) + 1
             improved += found.scores[b, 0] > toy.logp(prompt, one[:length]) / length**penalty + 1e-9
     assert K == 1 or improved > 5, "a wider beam must sometimes beat the greedy choice"
+
+
+def test_more_beams_than_sequences_without_an_end():
+    found = beam_search(Toy(3), PROMPTS, 1, 5)
+    assert (found.scores[:, :3] > -np.inf).all() and (found.scores[:, 3:] == -np.inf).all()
+    assert (found.lengths == [1, 1, 1, 0, 0]).all() and (found.ids[:, 3:, 2] == 0).all()
+
+
+def test_the_earlier_of_equals_comes_first_and_the_default_is_per_token():
+    found = beam_search(flat, [[1]], 2, 8)
+    assert found.ids[0, :, 1:].tolist() == [[a, b] for a in range(2) for b in range(4)]
+    np.testing.assert_allclose(found.scores, -np.log(4))
+    assert found.scores.dtype == np.float64
+    low = beam_search(lambda ids: flat(ids).astype(np.float32), [[1]], 2, 8)
+    np.testing.assert_array_equal(low.scores, found.scores)
 
 
 def test_beam_search_stops_early():
@@ -250,6 +266,30 @@ def test_the_ends_of_the_unit_interval():
         assert sample(lambda ids: z, [[0]], 1, rng=Ends(value)).tolist() == [[0, token]]
 
 
+def test_rows_of_very_different_size(rng):
+    """Each row is scaled by its own largest logit: nothing overflows, nothing vanishes."""
+    z = np.array([[900.0, 900.0 + np.log(3), -np.inf], [-900.0, -np.inf, -900.0 + np.log(3)]])
+    out = sample(lambda ids: np.repeat(z, len(ids) // 2, 0), np.zeros((20_000, 1), int), 1, rng=rng)[:, 1]
+    for part, p in zip(np.split(out, 2), ([0.25, 0.75, 0], [0.25, 0, 0.75]), strict=True):
+        assert chi_square(np.bincount(part, minlength=3), np.array(p)) > 1e-3
+
+
+def test_filters_of_batches(rng):
+    z = 3 * rng.standard_normal((2, 3, 5)) + np.array([0.0, 100.0, -100.0])[:, None]
+    for options in ({"top_k": 1}, {"top_k": 2}, {"top_p": 0.8}, {"min_p": 0.3}, {"temperature": 3.0}):
+        got = filter_logits(z, **options)
+        for i, j in np.ndindex(2, 3):
+            np.testing.assert_array_equal(got[i, j], filter_logits(z[i, j], **options))
+        if "temperature" not in options:
+            assert 0 < np.isfinite(got).sum() < z.size
+    assert (np.isfinite(filter_logits(z, top_k=1)).sum(-1) == 1).all()
+
+
+def test_top_p_takes_no_more_than_it_needs():
+    assert np.isfinite(filter_logits(np.zeros(2), top_p=0.5)).tolist() == [True, False]
+    assert np.isfinite(filter_logits(np.zeros(64), top_p=0.5)).sum() == 32
+
+
 def test_filters_by_their_definitions(rng):
     p = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
     order = rng.permutation(6)
@@ -281,7 +321,8 @@ def flat(ids):
     (lambda r: greedy(flat, [[0.5]], 3), "ids: .*float64"),
     (lambda r: greedy(flat, [[0]], -1), "max_new: .*got -1"),
     (lambda r: greedy(lambda ids: np.zeros((1, 2, 3)), [[0]], 1), r"step: expected logits \(1, V\).*2, 3\)"),
-    (lambda r: greedy(lambda ids: flat(ids) * np.nan, [[0]], 1), "step: the logits contain NaN"),
+    (lambda r: greedy(lambda ids: flat(ids) * np.nan, [[0]], 1), "^step: the logits contain NaN"),
+    (lambda r: greedy(lambda ids: flat(ids) - [[0], [np.inf]], [[0], [0]], 1), "^step: the logits"),
     (lambda r: greedy(lambda ids: flat(ids) + np.inf, [[0]], 1), "step: the logits"),
     (lambda r: greedy(lambda ids: flat(ids) - np.inf, [[0]], 1), "leave no token possible"),
     (lambda r: greedy(flat, [[0]], 1, eos=4), r"eos: expected a token in \[0, 4\), got 4"),
