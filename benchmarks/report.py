@@ -13,7 +13,8 @@ import statistics
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 
-def report(title: str, times: dict[str, list[float]], *, ours: str, unit: str = "ms", json: str | None = None) -> dict:
+def report(title: str, times: dict[str, list[float]], *, ours: str, unit: str = "ms",
+           json: str | None = None) -> dict:
     """Print the median, the spread and the ratio ours / peer of each, and append them to a JSON file.
 
     Parameters
@@ -50,8 +51,8 @@ def provenance() -> dict:
 
 def _cpu() -> str:
     info = pathlib.Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -64,7 +65,8 @@ def _version(name: str) -> str | None:
 
 def _append(path: pathlib.Path, result: dict) -> None:
     """Replace the result of the same title, or add it; written beside the file, then renamed."""
-    kept = [r for r in json_.loads(path.read_text()) if r["title"] != result["title"]] if path.exists() else []
+    results = json_.loads(path.read_text()) if path.exists() else []
+    kept = [r for r in results if r["title"] != result["title"]]
     beside = path.with_suffix(".partial")
     beside.write_text(json_.dumps([*kept, result], indent=1))
     os.replace(beside, path)

@@ -33,8 +33,7 @@ class TorchGPT(torch.nn.Module):
         return F.layer_norm(x, x.shape[-1:], self._p(f"{name}.weight"), self._p(f"{name}.bias"))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        B, N, D = x.shape
-        return x.view(B, N, -1, self.config.d_head).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.config.d_head).transpose(1, 2)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (B, N) → logits (B, N, V)."""

@@ -1,7 +1,7 @@
 """minattn: attention from scratch, each mechanism slow to read and fast to use, proved equal.
 
-``import minattn as mn`` gives the names of `minattn.autograd`; the packages `nn`, `attention`, `transformer` and the
-chapters load when they are first named.
+``import minattn as mn`` gives the names of `minattn.autograd` and `minattn.kernels`; the packages `nn`,
+`attention`, `transformer` and the chapters load when they are first named.
 """
 
 import importlib
@@ -15,7 +15,8 @@ from .kernels import __all__ as _kernel_names
 __version__ = "0.1.0"
 __all__ = [*_autograd_names, *_kernel_names]
 
-_PACKAGES = {"atlas", "attention", "data", "experiments", "grade", "kernels", "nn", "plots", "testing", "transformer"}
+_PACKAGES = {"atlas", "attention", "data", "experiments", "findings", "nn", "plots", "register", "testing",
+             "transformer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,5 +9,5 @@ from .gpt import GPT
 from .seq2seq import EncoderDecoder
 from .vit import ViT, patches
 
-__all__ = ["GPT", "Block", "Config", "Cost", "Encoder", "EncoderDecoder", "MaskedLM", "Step", "TranslationStep", "ViT",
-           "count", "generate", "mask_tokens", "patches"]
+__all__ = ["GPT", "Block", "Config", "Cost", "Encoder", "EncoderDecoder", "MaskedLM", "Step",
+           "TranslationStep", "ViT", "count", "generate", "mask_tokens", "patches"]

@@ -1,4 +1,4 @@
-"""The block: attention mixes positions, a feed-forward layer works on each, and both add to the residual stream.
+"""The block: attention mixes positions, a feed-forward layer works on each; both add to the residual stream.
 
     pre-norm   x ← x + attention(norm(x));   x ← x + cross(norm(x), memory);   x ← x + mlp(norm(x))
     post-norm  x ← norm(x + attention(x));   x ← norm(x + cross(x, memory));   x ← norm(x + mlp(x))
@@ -23,7 +23,7 @@ from .config import Config
 
 
 def naive_block(x: np.ndarray, state: dict[str, np.ndarray], heads: int) -> np.ndarray:
-    """A pre-norm block with layer norms, GELU and a causal mask on one sequence x (N, D), one number at a time.
+    """A pre-norm block with layer norms, GELU and a causal mask on a sequence x (N, D), number by number.
 
     `state` holds the weights under the names of ``Block.state_dict()``.
     """
@@ -33,8 +33,8 @@ def naive_block(x: np.ndarray, state: dict[str, np.ndarray], heads: int) -> np.n
     def norm(row, name):
         centred = [r - math.fsum(row) / D for r in row]
         deviation = math.sqrt(math.fsum(c * c for c in centred) / D + 1e-5)
-        return [c / deviation * w + b for c, w, b in zip(centred, state[f"{name}.weight"], state[f"{name}.bias"],
-                                                         strict=True)]
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        return [c / deviation * w + b for c, w, b in zip(centred, weight, bias, strict=True)]
 
     def linear(row, name):
         return [math.fsum(w * r for w, r in zip(ws, row, strict=True)) + b
@@ -63,7 +63,9 @@ def naive_block(x: np.ndarray, state: dict[str, np.ndarray], heads: int) -> np.n
 
 def make_norm(config: Config) -> nn.Module:
     """The normalisation that `config` names."""
-    return nn.RMSNorm(config.d_model) if config.norm == "rms" else nn.LayerNorm(config.d_model, bias=config.bias)
+    if config.norm == "rms":
+        return nn.RMSNorm(config.d_model)
+    return nn.LayerNorm(config.d_model, bias=config.bias)
 
 
 def make_mlp(config: Config, rng: np.random.Generator) -> nn.Module:
@@ -100,8 +102,9 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, *, cross: bool = False, rng: np.random.Generator) -> None:
         def attend() -> MultiHeadAttention:
-            return MultiHeadAttention(config.d_model, config.heads, n_kv_heads=config.n_kv_heads, bias=config.bias,
-                                      position=make_position(config), dropout=config.dropout, rng=rng)
+            return MultiHeadAttention(config.d_model, config.heads, n_kv_heads=config.n_kv_heads,
+                                      bias=config.bias, position=make_position(config),
+                                      dropout=config.dropout, rng=rng)
 
         self.pre_norm = config.pre_norm
         self.norm1 = make_norm(config)
@@ -124,8 +127,8 @@ class Block(nn.Module):
                 memory: Operand | None = None, memory_mask: MaskMod | None = None) -> Operand:
         """x (B, N, D) → (B, N, D).
 
-        `mask_mod` says which positions are visible, `cache` holds keys and values of earlier positions, `memory`
-        (B, M, D) is what a block with cross-attention attends to, through `memory_mask`.
+        `mask_mod` says which positions are visible, `cache` holds keys and values of earlier positions,
+        `memory` (B, M, D) is what a block with cross-attention attends to, through `memory_mask`.
         """
         x = self.hook_resid_pre(x)
         x = self._add(x, self.norm1, lambda h: self.attn(h, mask_mod=mask_mod, cache=cache))

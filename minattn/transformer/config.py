@@ -20,7 +20,7 @@ class Config:
     kv_heads : int, optional
         Number of key and value heads; fewer than `heads` is grouped-query attention.
     d_mlp : int, optional
-        Hidden size of the feed-forward layer; by default 4 D (8/3 D for gated forms, which have three matrices).
+        Hidden size of the feed-forward layer; by default 4 D (8/3 D for gated forms, with three matrices).
     norm : {"layer", "rms"}
     pre_norm : bool
         True: x + f(norm(x)), the GPT-2 order. False: norm(x + f(x)), the order of the 2017 paper.
@@ -58,7 +58,8 @@ class Config:
         if self.heads % self.n_kv_heads:
             raise ValueError(f"kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}")
         if self.position == "rope" and self.d_head % 2:
-            raise ValueError(f"d_model: rotary positions need an even number of features a head, got {self.d_head}")
+            raise ValueError(f"d_model: rotary positions need an even number of features a head, "
+                             f"got {self.d_head}")
         choices = {"norm": ("layer", "rms"), "position": ("learned", "sinusoidal", "rope", "alibi", "none"),
                    "activation": ("gelu", "relu", "silu", "swiglu", "geglu", "reglu")}
         for name, allowed in choices.items():

@@ -19,11 +19,11 @@ class Cost:
     parameters : dict
         Entries of the weights.
     flops : dict
-        Floating-point operations of the matrix products of one forward pass, a multiplication and an addition being
-        two. A backward pass takes twice as many.
+        Floating-point operations of the matrix products of one forward pass, a multiplication and an addition
+        being two. A backward pass takes twice as many.
     bytes : dict
-        Memory of the weights, of the gradients, of AdamW's two running means, and of the keys and values of one
-        batch of sequences.
+        Memory of the weights, of the gradients, of AdamW's two running means, and of the keys and values of
+        one batch of sequences.
     """
 
     parameters: dict[str, int]
@@ -79,5 +79,6 @@ def count(config: Config, N: int | None = None, batch: int = 1, dtype: Any = np.
     }
     size = np.dtype(dtype).itemsize
     weights = sum(parameters.values()) * size
-    memory = {"weights": weights, "gradients": weights, "AdamW": 2 * weights, "KV cache": 2 * L * kv * tokens * size}
+    memory = {"weights": weights, "gradients": weights, "AdamW": 2 * weights,
+              "KV cache": 2 * L * kv * tokens * size}
     return Cost(parameters, flops, memory)

@@ -12,7 +12,7 @@ from .config import Config
 
 
 class Embed(nn.Module):
-    """Token embedding plus position embedding (learned or sinusoidal; rotations and biases live in the attention).
+    """Token embedding plus position embedding (learned or sinusoidal; others live in the attention).
 
     Raises
     ------
@@ -23,7 +23,7 @@ class Embed(nn.Module):
     def __init__(self, config: Config, *, rng: np.random.Generator) -> None:
         self.token = nn.Embedding(config.vocab, config.d_model, rng=rng)
         if config.position == "learned":
-            self.position = Learned(config.context, config.d_model, rng=rng)
+            self.position: nn.Module | None = Learned(config.context, config.d_model, rng=rng)
         elif config.position == "sinusoidal":
             self.position = Sinusoidal(config.d_model)
         else:
@@ -48,8 +48,8 @@ def check_ids(ids: Array, name: str = "ids") -> Array:
 
 
 def init_gpt2(model: nn.Module, layers: int, rng: np.random.Generator, std: float = 0.02) -> None:
-    """GPT-2's initial weights: N(0, σ²), biases 0, and σ/√(2L) for the two layers of a block that write to the residual
-    stream, so that its variance does not grow with depth."""
+    """GPT-2's initial weights: N(0, σ²), biases 0, and σ/√(2L) for the two layers of a block that write to
+    the residual stream, so that its variance does not grow with depth."""
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             p.data = np.zeros_like(p.data)

@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     def __init__(self, config: Config, *, rng: np.random.Generator) -> None:
         self.config = config
         self.embed = Embed(config, rng=rng)
-        self.norm = make_norm(config)  # pre-norm: after the last block; post-norm: after the embedding, as in BERT
+        self.norm = make_norm(config)  # after the last block; in post-norm order, as BERT, at the start
         self.blocks = nn.ModuleList(Block(config, rng=rng) for _ in range(config.layers))
         init_gpt2(self, config.layers, rng)
 
@@ -66,7 +66,9 @@ class MaskedLM(nn.Module):
 
 def mask_tokens(rng: np.random.Generator, ids: Array, mask_id: int, vocab: int, p: float = 0.15,
                 special: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """BERT's corruption: choose each token with probability p; of those 80 % become [MASK], 10 % random, 10 % stay.
+    """BERT's corruption of a text: each token is chosen with probability p.
+
+    Of the chosen ones 80 % become [MASK], 10 % a random token, and 10 % stay.
 
     Parameters
     ----------

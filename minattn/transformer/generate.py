@@ -20,8 +20,8 @@ from .seq2seq import EncoderDecoder
 class Step:
     """Next-token logits of a `GPT`.
 
-    A sequence longer than a learned position table is cut to its last ``context`` tokens; the positions of all of them
-    then change with every token, so from there on nothing can be cached.
+    A sequence longer than a learned position table is cut to its last ``context`` tokens; the positions of
+    all of them then change with every token, so from there on nothing can be cached.
 
     Parameters
     ----------
@@ -63,7 +63,8 @@ class TranslationStep:
         Whether keys and values of earlier target tokens are kept.
     """
 
-    def __init__(self, model: EncoderDecoder, source: Array, lengths: Array | None = None, cache: bool = True) -> None:
+    def __init__(self, model: EncoderDecoder, source: Array, lengths: Array | None = None,
+                 cache: bool = True) -> None:
         with no_grad():
             self.memory = model.encode(source, lengths)
         self.model, self.lengths = model, lengths
@@ -83,8 +84,8 @@ class TranslationStep:
             cache.reorder(rows)
 
 
-def generate(model: GPT, ids: Array, max_new: int, *, rng: np.random.Generator | None = None, cache: bool = True,
-             **filters: Any) -> Array:
+def generate(model: GPT, ids: Array, max_new: int, *, rng: np.random.Generator | None = None,
+             cache: bool = True, **filters: Any) -> Array:
     """Continue the sequences ids (B, N) by `max_new` tokens; returns (B, N + max_new).
 
     Parameters
@@ -100,6 +101,8 @@ def generate(model: GPT, ids: Array, max_new: int, *, rng: np.random.Generator |
     model.eval()
     try:
         step = Step(model, cache)
-        return greedy(step, ids, max_new, **filters) if rng is None else sample(step, ids, max_new, rng=rng, **filters)
+        if rng is None:
+            return greedy(step, ids, max_new, **filters)
+        return sample(step, ids, max_new, rng=rng, **filters)
     finally:
         model.train(training)

@@ -28,7 +28,8 @@ class GPT(nn.Module):
 
     Examples
     --------
-    >>> model = GPT(Config(vocab=65, context=64, layers=4, heads=4, d_model=128), rng=np.random.default_rng(0))
+    >>> config = Config(vocab=65, context=64, layers=4, heads=4, d_model=128)
+    >>> model = GPT(config, rng=np.random.default_rng(0))
     >>> model(np.zeros((2, 10), int)).shape
     (2, 10, 65)
     """
@@ -68,9 +69,9 @@ class GPT(nn.Module):
         """
         return self.head(self.hidden(ids, mask_mod=mask_mod, caches=caches))
 
-    def loss(self, ids: Array, targets: Array, **options: float) -> Operand:
-        """Mean cross-entropy, in nats, of the targets (B, N); `options` go to `cross_entropy`."""
-        return cross_entropy(self(ids), targets, **options)
+    def loss(self, ids: Array, targets: Array, label_smoothing: float = 0.0) -> Operand:
+        """Mean cross-entropy, in nats, of the targets (B, N) that are not −100."""
+        return cross_entropy(self(ids), targets, label_smoothing=label_smoothing)
 
     def new_caches(self) -> list[KVCache]:
         """An empty cache for each block."""

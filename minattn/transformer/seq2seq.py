@@ -55,11 +55,12 @@ class EncoderDecoder(nn.Module):
         x = self.embed(ids, caches[0].length if caches else 0)
         visible = None if lengths is None else padding(lengths)
         for n, block in enumerate(self.blocks):
-            x = block(x, mask_mod=causal, cache=caches[n] if caches else None, memory=memory, memory_mask=visible)
+            cache = caches[n] if caches else None
+            x = block(x, mask_mod=causal, cache=cache, memory=memory, memory_mask=visible)
         return self.head(self.norm(x) if self.config.pre_norm else x)
 
     def forward(self, source: Array, ids: Array, lengths: Array | None = None) -> Operand:
-        """Source ids (B, M), target ids (B, N) → logits (B, N, V); source positions from lengths[b] on are padding."""
+        """Source ids (B, M), target ids (B, N) → logits (B, N, V); `lengths` (B,) of the sources."""
         return self.decode(ids, self.encode(source, lengths), lengths)
 
     def loss(self, source: Array, ids: Array, targets: Array, lengths: Array | None = None,

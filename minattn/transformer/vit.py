@@ -52,7 +52,8 @@ class ViT(nn.Module):
         x = self.project(patches(images, self.patch))
         B, P, D = x.shape
         if P + 1 != self.config.context:
-            raise ValueError(f"images: expected {self.config.context - 1} patches of side {self.patch}, got {P}")
+            wanted = self.config.context - 1
+            raise ValueError(f"images: expected {wanted} patches of side {self.patch}, got {P}")
         first = expand(reshape(self.class_token, (1, 1, D)), (B, 1, D))
         x = cat([first, x], 1) + self.position(namespace(x).arange(P + 1))
         for block in self.blocks:

@@ -21,7 +21,7 @@ def small(monkeypatch, tmp_path):
     config = replace(shakespeare.CONFIG, vocab=len(vocabulary), context=16, layers=1, heads=2, d_model=16)
     monkeypatch.setattr(shakespeare, "CONFIG", config)
     monkeypatch.setattr(shakespeare, "STEPS", 10)
-    monkeypatch.setattr(shakespeare, "SCHEDULE", {"warmup": 2, "floor": 1e-4})
+    monkeypatch.setattr(shakespeare, "WARMUP", 2)
     return tmp_path
 
 

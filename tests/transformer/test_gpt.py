@@ -18,7 +18,8 @@ from torch_gpt import TorchGPT  # noqa: E402
 SMALL = Config(vocab=11, context=9, layers=2, heads=2, d_model=6)
 VARIANTS = [
     SMALL,
-    replace(SMALL, d_model=8, position="rope", norm="rms", activation="swiglu", kv_heads=1, bias=False, tied=False),
+    replace(SMALL, d_model=8, position="rope", norm="rms", activation="swiglu", kv_heads=1, bias=False,
+            tied=False),
     replace(SMALL, position="alibi", pre_norm=False),
     replace(SMALL, position="sinusoidal", activation="relu"),
     replace(SMALL, position="none", activation="geglu", heads=1, layers=1),

@@ -31,7 +31,8 @@ def test_patch_projection_equals_a_strided_convolution():
     model = ViT(VIT, patch=2, channels=3, rng=np.random.default_rng(0)).to(np.float64)
     image = np.random.default_rng(1).standard_normal((2, 3, 4, 6))
     kernel = torch.tensor(model.project.weight.data.reshape(8, 3, 2, 2))
-    want = torch.nn.functional.conv2d(torch.tensor(image), kernel, torch.tensor(model.project.bias.data), stride=2)
+    bias = torch.tensor(model.project.bias.data)
+    want = torch.nn.functional.conv2d(torch.tensor(image), kernel, bias, stride=2)
     got = model.project(patches(image, 2)).data
     np.testing.assert_allclose(got, want.flatten(2).transpose(1, 2).numpy(), atol=1e-12)
 
@@ -64,7 +65,8 @@ def test_bad_images_are_named(what, message):
 CONFIGS = [
     Config(vocab=65, context=16, layers=4, heads=4, d_model=32, bias=False),
     Config(vocab=30, context=8, layers=2, heads=4, d_model=32, kv_heads=2, tied=False),
-    Config(vocab=30, context=8, layers=3, heads=2, d_model=24, activation="swiglu", norm="rms", position="rope"),
+    Config(vocab=30, context=8, layers=3, heads=2, d_model=24, activation="swiglu", norm="rms",
+           position="rope"),
     Config(vocab=30, context=8, layers=1, heads=2, d_model=24, pre_norm=False, d_mlp=40),
 ]
 
@@ -81,7 +83,8 @@ def test_counted_operations_are_those_that_pytorch_counts(N, B):
 
     config = CONFIGS[0]
     twin = TorchGPT(config, GPT(config, rng=np.random.default_rng(0)).state_dict())
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, plain:
         twin(torch.zeros((B, N), dtype=torch.long))
     assert counter.get_total_flops() == sum(count(config, N, B).flops.values())
 

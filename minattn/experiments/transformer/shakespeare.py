@@ -3,8 +3,8 @@
     python -m minattn.experiments.transformer.shakespeare                train, and keep the model
     python -m minattn.experiments.transformer.shakespeare --if-missing   only if there is none yet
 
-4 blocks, 4 heads, D = 128, 64 letters of context, batches of 12, 2,000 steps of AdamW under a cosine schedule. The
-model is kept in the cache folder. A run that is killed goes on where its last checkpoint was.
+4 blocks, 4 heads, D = 128, 64 letters of context, batches of 12, 2,000 steps of AdamW under a cosine
+schedule. The model is kept in the cache folder. A run that is killed goes on where its last checkpoint was.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from minattn.transformer import GPT, Config
 
 CONFIG = Config(vocab=73, context=64, layers=4, heads=4, d_model=128, bias=False)
 BATCH, STEPS, SEED = 12, 2000, 1337
-OPTIMIZER = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
-SCHEDULE = {"warmup": 100, "floor": 1e-4}
-CLIP = 1.0
+RATE, FLOOR, WARMUP, BETAS, DECAY, CLIP = 1e-3, 1e-4, 100, (0.9, 0.99), 0.1, 1.0
 
 
 class Corpus(NamedTuple):
@@ -72,21 +70,21 @@ def fit(steps: int, seed: int, checkpoint: Path | None = None, eval_every: int =
     """Train a fresh model, or go on from the checkpoint if there is one."""
     rng = np.random.default_rng(seed)
     model = GPT(CONFIG, rng=rng)
-    optimizer = nn.AdamW(nn.decay_groups(model.parameters(), OPTIMIZER["weight_decay"]), lr=OPTIMIZER["lr"],
-                         betas=OPTIMIZER["betas"])
-    schedule = nn.schedule.cosine(OPTIMIZER["lr"], steps=STEPS, **SCHEDULE)
-    history = nn.train(model, lambda model, batch: model.loss(*batch), lambda rng: batch(corpus().train, rng),
-                       optimizer, steps, rng=rng, schedule=schedule, clip=CLIP, evaluate=evaluate,
-                       eval_every=eval_every, checkpoint=checkpoint, config=settings(seed),
-                       title="training on Shakespeare")
+    optimizer = nn.AdamW(nn.decay_groups(model.parameters(), DECAY), lr=RATE, betas=BETAS)
+    schedule = nn.schedule.cosine(RATE, steps=STEPS, warmup=WARMUP, floor=FLOOR)
+    history = nn.train(
+        model, lambda model, batch: model.loss(*batch), lambda rng: batch(corpus().train, rng), optimizer,
+        steps, rng=rng, schedule=schedule, clip=CLIP, evaluate=evaluate, eval_every=eval_every,
+        checkpoint=checkpoint, config=settings(seed), title="training on Shakespeare")
     return Run(model, history)
 
 
 def settings(seed: int) -> dict[str, Any]:
     """Everything that decides the result, the text among it."""
     text = hashlib.sha256(corpus().train.tobytes() + corpus().validation.tobytes()).hexdigest()
-    return {"text": text, "config": asdict(CONFIG), "batch": BATCH, "steps": STEPS, "seed": seed, "clip": CLIP,
-            "optimizer": {**OPTIMIZER, "betas": list(OPTIMIZER["betas"])}, "schedule": SCHEDULE}
+    return {"text": text, "config": asdict(CONFIG), "batch": BATCH, "steps": STEPS, "seed": seed,
+            "clip": CLIP, "rate": RATE, "floor": FLOOR, "warmup": WARMUP, "betas": list(BETAS),
+            "decay": DECAY}
 
 
 def place() -> Path:
