@@ -68,8 +68,7 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str],
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Fewest insertions, deletions and replacements that turn `a` into `b`: texts, lists of words or ids."""
-    distance = _library("rapidfuzz.distance.Levenshtein", "rapidfuzz", "edit_distance").distance
-    return distance(*(x if isinstance(x, str) else list(x) for x in (a, b)))
+    return _library("rapidfuzz.distance.Levenshtein", "rapidfuzz", "edit_distance").distance(a, b)
 
 
 def error_rate(hypotheses: Sequence[Sequence[Hashable]],

@@ -48,6 +48,23 @@ def test_what_goes_in_comes_out(rng, tmp_path):
     assert checkpoint.load(str(tmp_path / "run")).keys() == given.keys()
 
 
+def test_arrays_of_one_name_in_two_places(tmp_path):
+    given = {"a": {"w": np.arange(3), "v": [np.zeros(2)]}, "b": {"w": np.ones(4)}, "w": np.arange(5.0)}
+    checkpoint.save(tmp_path / "run", given)
+    assert same(given, checkpoint.load(tmp_path / "run"))
+
+
+def test_arrays_elsewhere_are_fetched(tmp_path):
+    """An array with a method `get`, as CuPy's have, is brought to the CPU."""
+
+    class Elsewhere:
+        def get(self):
+            return np.arange(4.0)
+
+    checkpoint.save(tmp_path / "run", {"a": Elsewhere()})
+    assert same({"a": np.arange(4.0)}, checkpoint.load(tmp_path / "run"))
+
+
 def test_tuples_come_back_as_lists_and_no_arrays_are_fine(tmp_path):
     checkpoint.save(tmp_path / "run", {"a": (1, (2.0, "x"))})
     assert checkpoint.load(tmp_path / "run") == {"a": [1, [2.0, "x"]]}
@@ -102,6 +119,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
         checkpoint.save(tmp_path / "run", {"b": [{1, 2}]})
     with pytest.raises(TypeError, match="c: expected texts as keys, got 1"):
         checkpoint.save(tmp_path / "run", {"c": {1: 2}})
+    with pytest.raises(TypeError, match=r"^content: expected texts as keys, got 1"):
+        checkpoint.save(tmp_path / "run", {1: 2})
+    with pytest.raises(TypeError, match=r"^content: expected arrays.*got set"):
+        checkpoint.save(tmp_path / "run", {1, 2})
     assert checkpoint.load(tmp_path / "run") == {"a": 1} and os.listdir(tmp_path) == ["run"]
 
 
