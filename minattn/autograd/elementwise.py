@@ -285,8 +285,7 @@ def where(cond: Operand, x: Operand, y: Operand) -> Operand:
 
     The gradient of the branch not taken is exactly zero, whatever its value (an infinity included).
     """
-    cond = raw(cond)
-    return select(x, y, cond=cond if hasattr(cond, "dtype") else np.asarray(cond))
+    return select(x, y, cond=raw(cond))
 
 
 def _astype(x: Array, /, dtype: np.dtype) -> Array:
