@@ -207,6 +207,7 @@ REDUCE = [
     Case("scan", ag.scan, recurrence, recurrences()),
     Case("scan complex", ag.scan, recurrence, recurrences(complex_normal, complex_normal)),
     Case("scan complex-and-real", ag.scan, recurrence, recurrences(complex_normal, normal)),
+    Case("scan real-and-complex", ag.scan, recurrence, recurrences(normal, complex_normal)),
 ]
 
 
@@ -271,6 +272,8 @@ SUMS = [
     "iii->i",
     "ij,...j->...i",
     "b...,b->...",
+    "...ij,...jk",
+    "...ji",
 ]
 
 

@@ -113,6 +113,7 @@ def test_size_zero():
 
 def test_dtype_is_kept():
     x, v = X.astype(np.float32), V.astype(np.float32)
+    assert jacobian(lambda x: x[:0], x).dtype == np.float32
     for got in (
         jacobian(vector, x),
         hessian(scalar, x),
@@ -149,6 +150,22 @@ def test_without_create_graph_nothing_is_recorded():
     assert not jacobian(vector, x).requires_grad and not hessian(scalar, x).requires_grad
     assert not hvp(scalar, x, V).requires_grad and not jvp(vector, x, V)[1].requires_grad
     assert not vjp(vector, x, U)[1][0].requires_grad and x.grad is None
+
+
+def test_other_library(other_library):
+    x, v = other_library(X), other_library(V)
+    pairs = [
+        (jacobian(vector, x), jacobian(vector, X)),
+        (hessian(scalar, x), hessian(scalar, X)),
+        (hvp(scalar, x, v), hvp(scalar, X, V)),
+        (jvp(vector, x, v)[1], jvp(vector, X, V)[1]),
+        (jvp(lambda x, y: x * 2, (x, x), (v, v))[1], Tensor(2 * V)),
+        (jacobian(lambda x: x[:0], x), Tensor(np.zeros((0, 3, 2, 3)))),
+        (hessian(lambda x: x.sum(), x), Tensor(np.zeros((2, 3, 2, 3)))),
+    ]
+    for there, here in pairs:
+        assert type(there.data).__module__ == "cupy"
+        np.testing.assert_allclose(there.data.get(), here.data, atol=1e-12)
 
 
 def test_they_record_inside_no_grad():

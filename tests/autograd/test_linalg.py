@@ -88,6 +88,14 @@ def test_pinv_satisfies_the_four_equations_of_penrose():
 
 def test_pinv_judges_each_matrix_of_a_stack():
     good = np.eye(2)
+    scales = np.array([1e-3, 1e3])[:, None, None]
+    np.testing.assert_allclose(ag.pinv(scales * good), good / scales)
+    np.testing.assert_allclose(ag.pinv(np.ones((1, 5))), np.full((5, 1), 0.2))
+    np.testing.assert_allclose(ag.pinv(np.ones((5, 1))), np.full((1, 5), 0.2))
+    nearly = ag.pinv(np.stack([1e6 * np.diag([1.0, 0.5]), good]), steps=5)  # off by 10⁻⁴, of 10⁶ and of 1
+    assert 1e-5 < abs(nearly[0, 1, 1] * 5e5 - 1) < 1e-3
+    with pytest.raises(ValueError, match=r"steps: 2 left an error of"):
+        ag.pinv(1e-6 * np.diag([1.0, 0.05]), steps=2)
     with pytest.raises(ValueError, match=r"steps: 2 left an error of"):
         ag.pinv(np.stack([1e6 * good, np.diag([1.0, 0.05])]), steps=2)
     assert ag.pinv(good, steps=1).tolist() == good.tolist()

@@ -1,11 +1,14 @@
 """`minattn.autograd.reduce` against PyTorch, finite differences and its own rules."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 
 from minattn import autograd as ag
 from minattn.autograd import Tensor, grad
-from minattn.autograd.reduce import axes, sum_to
+from minattn.autograd.reduce import axes, fitted, sum_to
 from tests.autograd import case as checks
 from tests.autograd.cases import REDUCE
 
@@ -66,6 +69,30 @@ def test_sum_to_undoes_broadcasting():
     np.testing.assert_array_equal(sum_to(g, (2, 1, 4)), g.sum(1, keepdims=True))
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (4,), (3, 3), (2, 3, 4), (3, 2), (1, 2, 3, 1)])
+def test_sum_to_refuses_what_is_no_broadcast(shape):
+    message = rf"derivative: a gradient of shape \(2, 3\) does not fit an argument of {re.escape(str(shape))}"
+    if shape == (2, 1):
+        assert sum_to(np.ones((2, 3)), shape).tolist() == [[3], [3]]
+        return
+    with pytest.raises(ValueError, match=message):
+        sum_to(np.ones((2, 3)), shape)
+
+
+def test_fitted():
+    g = np.ones((2, 3))
+    assert fitted(g, g) is g
+    assert fitted(g, np.zeros(3)).tolist() == [2, 2, 2]
+    assert fitted(g, np.zeros((2, 3), np.float32)).dtype == np.float32
+    assert fitted(g, np.zeros((2, 3), complex)).dtype == np.complex128
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        narrow = fitted(g * (2 + 1j), np.zeros(3, np.float32))
+    assert narrow.dtype == np.float32 and narrow.tolist() == [4, 4, 4]
+    assert fitted(g * 1j, np.zeros((2, 3), np.complex64)).dtype == np.complex64
+    assert isinstance(fitted(Tensor(g), np.zeros(3, np.float32)), Tensor)
+
+
 @pytest.mark.parametrize("f", [ag.softmax, ag.log_softmax, ag.logsumexp])
 def test_rows_that_are_all_minus_infinity(f):
     """PyTorch answers NaN for the first two."""
@@ -93,8 +120,12 @@ def test_huge_entries_do_not_overflow(f, dtype):
         (g,) = grad(out, x, np.ones(out.shape))
     assert not np.isnan(out.data).any() and np.isfinite(g.data).all()
     assert out.dtype == dtype
-    if f is ag.softmax:
-        np.testing.assert_array_equal(out.data, [[0.5, 0.5], [0, 1], [0.5, 0.5]])
+    want = {
+        ag.softmax: [[0.5, 0.5], [0, 1], [0.5, 0.5]],
+        ag.logsumexp: [1e30, 1e30, -1e30],
+        ag.log_softmax: [[0, 0], [-2e30, 0], [0, 0]],
+    }
+    np.testing.assert_allclose(out.data, np.array(want[f], dtype), atol=1)
 
 
 def test_softmax_of_nothing():

@@ -71,7 +71,10 @@ def test_complex_of_infinities():
     """1j · ∞ would have a NaN for its real part."""
     z = ag.complex(np.array([1.0, 2.0]), np.array([np.inf, -np.inf]))
     assert z.real.tolist() == [1, 2] and z.imag.tolist() == [np.inf, -np.inf]
-    assert ag.complex(np.ones(2, np.float32), 2).dtype == np.complex64
+    for args in ((np.ones(2, np.float32), 2), (2, np.ones(2, np.float32))):
+        assert ag.complex(*args).dtype == np.complex64
+    for args in ((np.ones(2), 2), (2, np.ones(2))):
+        assert ag.complex(*args).dtype == np.complex128
     assert ag.complex(np.ones((2, 1)), np.ones(3)).shape == (2, 3)
 
 
