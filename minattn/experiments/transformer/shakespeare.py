@@ -66,16 +66,16 @@ def evaluate(model: GPT) -> float:
     return sum(losses) / n
 
 
-def fit(steps: int, seed: int, checkpoint: Path | None = None, eval_every: int = 250) -> Run:
-    """Train a fresh model, or go on from the checkpoint if there is one."""
+def fit(steps: int, seed: int, checkpoint: Path | None = None, eval_every: int | None = 250) -> Run:
+    """Train a fresh model, or go on from the checkpoint if there is one; None validates nowhere."""
     rng = np.random.default_rng(seed)
     model = GPT(CONFIG, rng=rng)
     optimizer = nn.AdamW(nn.decay_groups(model.parameters(), DECAY), lr=RATE, betas=BETAS)
     schedule = nn.schedule.cosine(RATE, steps=STEPS, warmup=WARMUP, floor=FLOOR)
     history = nn.train(
         model, lambda model, batch: model.loss(*batch), lambda rng: batch(corpus().train, rng), optimizer,
-        steps, rng=rng, schedule=schedule, clip=CLIP, evaluate=evaluate, eval_every=eval_every,
-        checkpoint=checkpoint, config=settings(seed), title="training on Shakespeare")
+        steps, rng=rng, schedule=schedule, clip=CLIP, evaluate=evaluate if eval_every else None,
+        eval_every=eval_every, checkpoint=checkpoint, config=settings(seed), title="training on Shakespeare")
     return Run(model, history)
 
 
