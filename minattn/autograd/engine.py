@@ -89,7 +89,8 @@ class Tensor:
     _args: Any
     _options: Any
     _saved: Any
-    __getitem__: Any  # like the other operators and the methods, defined in tensor.py
+    __getitem__: Any  # defined in tensor.py, like the other operators
+    to: Any  # and the other methods
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
@@ -375,7 +376,7 @@ def _seed(t: Tensor, gradient: Operand, create_graph: bool) -> Operand:
     elif np.shape(raw(gradient)) != t.shape:
         raise ValueError(f"gradient: expected shape {t.shape}, got {np.shape(raw(gradient))}")
     if create_graph and isinstance(gradient, Tensor):
-        return gradient
+        return gradient.to(t.dtype)
     gradient = namespace(t.data).asarray(raw(gradient), dtype=t.dtype).reshape(t.shape)
     return Tensor(gradient) if create_graph else gradient
 
