@@ -52,9 +52,6 @@ def check_grads(f: Callable, *args: Operand, order: int = 2, rng: np.random.Gene
     gradients = _gradient(f, *xs, u)
     if _depth == 0 and all(g is None for g in gradients):
         raise ValueError("f: its output does not depend on the arguments")
-    for i, (g, x) in enumerate(zip(gradients, xs, strict=False)):
-        if g is not None and g.shape != x.shape:
-            raise AssertionError(f"args[{i}]: its gradient has shape {g.shape}, not its own, {x.shape}")
     got = sum(_inner(g.data, v) for g, v in zip(gradients, vs, strict=True) if g is not None)
     ahead, behind = (f(*[Tensor(x + h * v) for x, v in zip(xs, vs, strict=True)]) for h in (step, -step))
     want = (_inner(u, raw(ahead)) - _inner(u, raw(behind))) / (2 * step)
