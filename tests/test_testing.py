@@ -34,6 +34,7 @@ def test_right_derivatives_pass():
     check_grads(planted(lambda g, out, x, y: (lambda: 2 * g * x * y, lambda: g * x**2)), X, Y)
     check_grads(ag.softmax, X)
     check_grads(lambda x: x, X)
+    check_grads(lambda x, y: x * x, X, Y)  # the second argument is not used
     check_grads(lambda z: z * z.exp() if hasattr(z, "exp") else None, X + 1j * X[::-1])
 
 
@@ -159,7 +160,7 @@ def test_only_double_precision_is_taken(dtype):
 
 
 def test_functions_that_cannot_be_checked():
-    with pytest.raises(ValueError, match="f: its output does not depend on the arguments"):
+    with pytest.raises(ValueError, match=r"^f: its output does not depend on the arguments"):
         check_grads(lambda x: Tensor(np.ones(3)), X)
     with pytest.raises(ValueError, match="f: its output does not depend"):
         check_grads(no_grad()(lambda x: x * 2), X)

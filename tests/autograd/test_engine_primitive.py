@@ -182,6 +182,18 @@ def test_saving_primitive_to_second_order():
     check_grads(op, rng.standard_normal(4))
 
 
+def test_real_functions_refuse_complex_numbers():
+    op = primitive(times_forward, times_derivative, "product", real=True)
+    assert op(1.0, 2.0) == 2 and op(np.ones(2), np.ones(2, int)).tolist() == [1, 1]
+    for args in (
+        (1, np.ones(2, np.complex64)),
+        (np.ones(2, np.complex64), 1),
+        (np.ones(2), Tensor(np.ones(2, complex))),
+    ):
+        with pytest.raises(TypeError, match=r"product: expected real numbers, got complex(64|128)"):
+            op(*args)
+
+
 def test_override_derivative():
     op = times()
     x, y = leaf(3), leaf(3)
@@ -244,7 +256,7 @@ def test_constants_reach_the_derivative_in_the_operands_dtype():
         return g * y, None
 
     op = primitive(times_forward, derivative, "watched")
-    for y in (np.arange(3), Tensor(np.arange(3)), [1, 2, 3]):
+    for y in (np.arange(3), Tensor(np.arange(3)), [1, 2, 3], [1.0, 2.0, 3.0]):
         for create_graph in (False, True):
             grad(op(leaf(3, dtype=np.float32), y).sum(), [], create_graph=create_graph)
             op(leaf(3, dtype=np.float32), y).sum().backward(create_graph=create_graph)
