@@ -167,26 +167,49 @@ def test_the_generators_of_dropout_matter(tmp_path):
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):
-    first = run(checkpoint=tmp_path / "deep" / "run")
-    before = (tmp_path / "deep" / "run").read_bytes()
-    again = run(checkpoint=tmp_path / "deep" / "run")
+    path = tmp_path / "very" / "deep" / "run"
+    first = run(checkpoint=path)
+    before = path.read_bytes()
+    again = run(checkpoint=path)
     assert_same_run(first, again)
-    assert (tmp_path / "deep" / "run").read_bytes() == before
+    assert path.read_bytes() == before
+
+
+def test_the_time_of_all_parts_counts(tmp_path):
+    began = time.perf_counter()
+    first, seen = run(10, checkpoint=tmp_path / "run")[0].seconds, []
+    history = run(checkpoint=tmp_path / "run", callback=lambda done, history: seen.append(history))[0]
+    assert 0 < first < history.seconds < time.perf_counter() - began
+    assert all(h is history for h in seen) and len(seen) == STEPS - 10
+
+
+def test_without_a_mean_and_without_clipping(tmp_path):
+    ends = []
+    for stops in ([STEPS], [9, STEPS]):
+        for stop in stops:
+            model, optimizer, _, rng = parts()
+            history = train(model, loss, batches, optimizer, stop, rng=rng,
+                            checkpoint=tmp_path / f"run{len(stops)}")
+        ends.append((history, model))
+    assert ends[0][0].losses == ends[1][0].losses and ends[1][0].norms == []
 
 
 def test_another_config_is_refused(tmp_path):
     run(5, checkpoint=tmp_path / "run", config={"width": 8, "shape": (1, 2)})
     run(6, checkpoint=tmp_path / "run", config={"width": 8, "shape": (1, 2)})  # a tuple is saved as a list
-    with pytest.raises(ValueError, match=r"config: .* depth, width: {'depth': None, 'width': 8}, now"):
+    differs = r"config: .* depth, width: {'depth': None, 'width': 8}, now {'depth': 3, 'width': 9}; delete"
+    with pytest.raises(ValueError, match=differs):
         run(7, checkpoint=tmp_path / "run", config={"width": 9, "shape": (1, 2), "depth": 3})
 
 
 def test_another_model_is_refused(tmp_path):
     run(5, checkpoint=tmp_path / "run")
-    model = nn.Linear(5, 2, rng=np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"checkpoint: .*another number of generators or running means"):
-        train(model, loss, batches, optim.SGD(model.parameters()), 9, rng=np.random.default_rng(0),
-              checkpoint=tmp_path / "run")
+    linear = nn.Linear(5, 2, rng=np.random.default_rng(0))
+    net = parts()[0]
+    for model, ema in ((net, None), (linear, optim.EMA(linear.parameters()))):
+        with pytest.raises(ValueError, match=r"^checkpoint: .*another number of generators or running means"):
+            train(model, loss, batches, optim.SGD(model.parameters()), 9, rng=np.random.default_rng(0),
+                  ema=ema, checkpoint=tmp_path / "run")
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path):
@@ -251,8 +274,14 @@ def test_history_plots():
     np.testing.assert_allclose(raw[:, 1], h.losses)
     assert mean[0, 0] == 10 and mean[0, 1] == pytest.approx(np.mean(h.losses[:10])) and len(mean) == 41
     np.testing.assert_allclose(validation, h.validation)
-    assert axes.get_yscale() == "linear"
-    assert History(losses=[1.0]).plot(log=True).axes[0].get_yscale() == "log"
+    assert axes.get_yscale() == "linear" and (axes.get_xlabel(), axes.get_ylabel()) == ("step", "loss")
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["training, mean of 10", "validation"]
+    assert raw[0, 0] == 1 and len({line.get_color() for line in axes.lines}) == 2
+    short = History(losses=[2.0, 1.0]).plot().axes[0]
+    assert [len(line.get_xydata()) for line in short.lines] == [2, 1]
+    one = History(losses=[1.0]).plot(log=True).axes[0]
+    assert one.get_yscale() == "log" and len(one.lines) == 1 and one.get_legend() is None
 
 
 # ---- progress
@@ -349,7 +378,7 @@ def test_killed_twenty_times_it_ends_the_same(tmp_path):
     ({"steps": 0}, ValueError, "steps: expected at least 1, got 0"),
     ({"checkpoint_every": 0}, ValueError, "checkpoint_every: expected at least 1, got 0"),
     ({"eval_every": 0, "evaluate": validation}, ValueError, "eval_every: expected at least 1, got 0"),
-    ({"eval_every": 5}, ValueError, "eval_every: needs evaluate"),
+    ({"eval_every": 5}, ValueError, "^eval_every: needs evaluate"),
     ({"clip": -1.0}, ValueError, "max_norm: .*got -1.0"),
 ])
 def test_bad_input_is_named(change, error, message):
