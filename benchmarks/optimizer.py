@@ -2,7 +2,7 @@
 
     python benchmarks/optimizer.py [--json FILE] [--repeats 40] [--threads 2]
 
-The parameters are those of nanoGPT's CPU configuration (0.8 million in 27 tensors, float32). The runs alternate
+The parameters are those of nanoGPT's CPU configuration (0.8 million in 27 tensors, float32). Runs alternate
 in one process, so that whatever else the machine does falls on both; results are compared first.
 """
 
