@@ -47,7 +47,8 @@ class Progress:
             self.bar = tqdm(total=total, initial=len(history), desc=title, unit="step", file=sys.stderr)
 
     def _text(self, ended: bool = False) -> dict[str, str]:
-        so_far = f"{len(self.history):,} of {self.total:,} steps, loss {self.history.recent():.4f}"
+        so_far = f"{len(self.history):,} of {self.total:,} steps"
+        so_far += f", loss {self.history.recent():.4f}" if len(self.history) else ""
         return {"text/plain": f"{self.title}: {self.history.line() if ended else so_far}"}
 
     def update(self) -> None:
