@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minattn.autograd import mean, namespace, primitive, sum
+from minattn.autograd import mean, namespace, primitive
 from minattn.autograd.engine import Array, Operand
 
 from .dispatch import compiled, launch
@@ -45,13 +45,12 @@ def _d_layer_norm(g, out, x, weight, bias, eps, saved):
         launch(norms.layer_norm_backward, _matrix(g), _matrix(x), weight, *saved, rows, dw, db)
         return dx, dw.sum(0), db.sum(0)
     xhat, rstd = _centre(x, eps)
-    lead = tuple(range(g.ndim - 1))
 
     def dx():
         gw = g * weight
         return rstd * (gw - mean(gw, -1, keepdim=True) - xhat * mean(gw * xhat, -1, keepdim=True))
 
-    return dx, lambda: sum(g * xhat, lead), lambda: sum(g, lead)
+    return dx, lambda: g * xhat, g
 
 
 def layer_norm(x: Operand, weight: Operand | None = None, bias: Operand | None = None,
@@ -102,7 +101,7 @@ def _d_rms_norm(g, out, x, weight, eps, saved):
         gw = g * weight
         return rms * (gw - xhat * mean(gw * xhat, -1, keepdim=True))
 
-    return dx, lambda: sum(g * xhat, tuple(range(g.ndim - 1)))
+    return dx, lambda: g * xhat
 
 
 def rms_norm(x: Operand, weight: Operand | None = None, eps: float = 1e-6) -> Operand:
