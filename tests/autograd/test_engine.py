@@ -443,3 +443,21 @@ def test_a_sweep_that_fails_restores_recording():
     with pytest.raises(ZeroDivisionError):
         op(x).backward(np.ones(2))
     assert (x * 2).requires_grad
+
+
+def test_a_derivative_may_run_a_sweep_of_its_own():
+    """Checkpointing: what lies between is not kept, but computed again when the backward pass comes by."""
+
+    def block(x):
+        return (x * x).sin() * x
+
+    def derivative(g, out, x):
+        with enable_grad():
+            point = Tensor(x, requires_grad=True)
+            return grad(block(point), point, g)[0].data
+
+    checkpoint = primitive(lambda x, /: block(Tensor(x)).data, derivative, "checkpoint")
+    x = leaf(4)
+    (checkpoint(checkpoint(x)) * 3).sum().backward()
+    np.testing.assert_allclose(x.grad, grad((block(block(x)) * 3).sum(), x)[0].data)
+    assert (x * 2).requires_grad

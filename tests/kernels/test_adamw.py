@@ -55,9 +55,40 @@ def test_compiled_loop_equals_the_array_form(dtype, tolerance, l2, monkeypatch):
         np.testing.assert_allclose(compiled, reference, rtol=tolerance, atol=tolerance)
 
 
+def test_decay_is_zero_by_default():
+    found = []
+    for options in ({}, {"decay": 0.0, "l2": 0.0}):
+        p, m, v = state(5)
+        adamw(p, gradients(5)[0], m, v, np.empty(5), step=1, **OPTIONS, **options)
+        found.append(p)
+    np.testing.assert_array_equal(*found)
+
+
 def test_small_arrays_do_not_wait_for_a_compiler(monkeypatch):
-    asked = []
-    monkeypatch.setattr(module, "compiled", lambda *arrays: asked.append(len(arrays)) or False)
+    pytest.importorskip("numba")
+    ran = []
+    monkeypatch.setattr(module, "adamw_reference", lambda p, *rest: ran.append(p.size))
     for n in (SMALL - 1, SMALL):
         adamw(*state(n)[:1], gradients(n)[0], *state(n)[1:], np.empty(n), step=1, **OPTIONS)
-    assert asked == [4]
+    assert ran == [SMALL - 1]
+    monkeypatch.setattr(module, "compiled", lambda *arrays: False)
+    adamw(*state(SMALL)[:1], gradients(SMALL)[0], *state(SMALL)[1:], np.empty(SMALL), step=1, **OPTIONS)
+    assert ran == [SMALL - 1, SMALL]
+
+
+def test_other_library(other_library):
+    here, there = [[f(a) for a in state(5)] for f in (np.copy, other_library)]
+    g = gradients(5)[0]
+    adamw(here[0], g, *here[1:], np.empty(5), step=2, **OPTIONS, decay=0.1, l2=0.2)
+    adamw(
+        there[0],
+        other_library(g),
+        *there[1:],
+        other_library(np.empty(5)),
+        step=2,
+        **OPTIONS,
+        decay=0.1,
+        l2=0.2,
+    )
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_allclose(a, b.get())

@@ -82,6 +82,18 @@ def test_asymmetric_strides_paddings_and_dilations():
     assert out.shape == (1, 1, 4, 2)
 
 
+def test_defaults():
+    x = np.random.default_rng(0).standard_normal((1, 2, 4, 5))
+    w = np.random.default_rng(1).standard_normal((3, 2, 2, 2))
+    plain = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    np.testing.assert_array_equal(kernels.conv2d(x, w), kernels.conv2d(x, w, None, **plain))
+    line = np.random.default_rng(2).standard_normal((3, 4, 2))
+    np.testing.assert_array_equal(kernels.conv1d(x[0], line), kernels.conv1d(x[0], line, None, **plain))
+    np.testing.assert_array_equal(kernels.unfold(x, 2), kernels.unfold(x, 2, stride=1, dilation=1, n=1))
+    for pool in (kernels.max_pool2d, kernels.avg_pool2d):
+        np.testing.assert_array_equal(pool(x, 2), pool(x, (2, 2), stride=2, padding=0))
+
+
 def test_equal_entries_of_a_pool_send_the_gradient_to_the_first():
     x = Tensor(np.ones((1, 1, 2, 2)), requires_grad=True)
     (g,) = grad(kernels.max_pool2d(x, 2), x, np.ones((1, 1, 1, 1)))
@@ -149,3 +161,24 @@ def test_equal_entries_of_a_pool_send_the_gradient_to_the_first():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((1, 2, 5)), np.ones((4, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["stride", "dilation", "padding", "kernel"])
+def test_every_function_names_the_size_that_is_wrong(name):
+    image, weight = np.ones((1, 2, 5, 5)), np.ones((4, 2, 3, 3))
+    functions = {
+        "conv1d": lambda **o: kernels.conv1d(image[0], weight[0], **o),
+        "conv2d": lambda **o: kernels.conv2d(image, weight, **o),
+        "unfold": lambda **o: kernels.unfold(image, **{"kernel": 2, **o}),
+        "max_pool2d": lambda **o: kernels.max_pool2d(image, **{"kernel": 2, **o}),
+        "avg_pool2d": lambda **o: kernels.avg_pool2d(image, **{"kernel": 2, **o}),
+    }
+    lacking = {
+        "stride": [],
+        "dilation": ["max_pool2d", "avg_pool2d"],
+        "padding": ["unfold"],
+        "kernel": ["conv1d", "conv2d"],
+    }
+    for function in set(functions) - set(lacking[name]):
+        with pytest.raises(ValueError, match=f"^{name}: expected [12] integers of at least [01], got"):
+            functions[function](**{name: -1})

@@ -50,5 +50,13 @@ def test_probability_is_checked(p):
 
 @pytest.mark.parametrize("rng", [None, 0, np.random.RandomState(0)])
 def test_generator_is_checked(rng):
-    with pytest.raises(TypeError, match=r"rng: expected a numpy\.random\.Generator, got "):
+    with pytest.raises(
+        TypeError, match=rf"rng: expected a numpy\.random\.Generator, got {type(rng).__name__}"
+    ):
         dropout(np.ones(3), 0.0, rng)
+
+
+def test_other_library(other_library):
+    x = np.arange(1.0, 7)
+    there = dropout(other_library(x), 0.5, np.random.default_rng(0))
+    np.testing.assert_array_equal(there.get(), dropout(x, 0.5, np.random.default_rng(0)))

@@ -79,12 +79,19 @@ def test_the_compiled_form_runs_where_it_can(monkeypatch):
     launched = []
     module = importlib.import_module("minattn.kernels.gelu")
     monkeypatch.setattr(
-        module, "launch", lambda kernel, x, out, slope: launched.append(kernel.__name__) or out.fill(7)
+        module,
+        "launch",
+        lambda kernel, x, out, slope: launched.append(kernel.__name__) or out.fill(7) or slope.fill(9),
     )
     assert kernels.gelu(np.ones(2)).tolist() == [7, 7]
     assert kernels.gelu(np.ones(2, np.float32)).tolist() == [7, 7]
     assert launched == ["gelu64", "gelu32"]
-    assert kernels.gelu(np.ones(2, np.float16)).dtype == np.float16 and len(launched) == 2
+    x = Tensor(np.ones(2), requires_grad=True)
+    assert grad(kernels.gelu(x), x, np.array([1.0, 2]))[0].data.tolist() == [
+        9,
+        18,
+    ]  # the slope that was saved
+    assert kernels.gelu(np.ones(2, np.float16)).dtype == np.float16 and len(launched) == 3
 
 
 def test_bad_input():
