@@ -15,8 +15,8 @@ import pytest
 
 FUNCTIONS = set(
     "abs add arange asarray broadcast_to clip concatenate conj cos divide einsum empty exp expand_dims eye "
-    "fft flip full imag linalg log log1p maximum minimum moveaxis multiply ogrid ones pad real result_type roll "
-    "sign sin sqrt tanh tri where zeros zeros_like".split()
+    "fft flip full imag linalg log log1p maximum minimum moveaxis multiply ogrid ones pad real "
+    "result_type roll sign sin sqrt tanh tri where zeros zeros_like".split()
 )
 METHODS = set(
     "all any argmax argmin argsort astype conjugate copy cumsum fill item max min reshape sum "

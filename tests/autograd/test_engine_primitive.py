@@ -307,10 +307,8 @@ def test_tensor_copies_and_chooses_dtypes():
     assert tensor([1 + 1j]).dtype == np.complex64
     assert tensor([1, 2]).dtype == np.int64 and tensor([True]).dtype == bool
     assert tensor(np.float64(1)).dtype == np.float64
-    assert (
-        tensor([1, 2], dtype=np.float64).dtype == np.float64
-        and tensor(a, dtype=np.float32).dtype == np.float32
-    )
+    wide, narrow = tensor([1, 2], dtype=np.float64), tensor(a, dtype=np.float32)
+    assert wide.dtype == np.float64 and wide.data.tolist() == [1, 2] and narrow.dtype == np.float32
     x = tensor(a, requires_grad=True)
     assert x.requires_grad and not tensor(a).requires_grad and x.grad is None and x.is_leaf
     assert tensor(a, np.float32, True).requires_grad

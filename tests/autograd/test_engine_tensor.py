@@ -53,7 +53,7 @@ def test_arrays_from_tensors(matrix):
     assert matrix.data[0, 0] == 1
     for call in (np.asarray, np.array, lambda x: x.numpy(), lambda x: np.asarray([x, x])):
         with pytest.raises(
-            RuntimeError, match=r"numpy: this tensor requires a gradient; call \.detach\(\)\.numpy\(\)"
+            RuntimeError, match=r"^numpy: this tensor requires a gradient; call \.detach\(\)\.numpy\(\)"
         ):
             call(matrix)
     assert constant.numpy() is matrix.data
@@ -61,7 +61,9 @@ def test_arrays_from_tensors(matrix):
 
 def test_no_assignment_in_place(matrix):
     for key in (0, (0, 1), slice(None), matrix.data > 2):
-        with pytest.raises(TypeError, match=r"not changed in place: use where.*index_put.*scatter_add"):
+        with pytest.raises(
+            TypeError, match=r"^a Tensor is not changed in place: use where.* or scatter_add.* a new Tensor$"
+        ):
             matrix[key] = 1.0
     with pytest.raises(TypeError, match="not changed in place"):
         matrix[0] += 1
