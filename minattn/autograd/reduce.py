@@ -132,12 +132,14 @@ def argmin(x: Operand, dim: int | None = None) -> Array:
     return raw(x).argmin(axis=dim)
 
 
+_LOWEST = {np.dtype(t): float(np.finfo(t).min) for t in (np.float16, np.float32, np.float64)}
+
+
 def _finite_max(x: Array, dim: Dim) -> Array:
-    """Maximum over `dim`, kept as size 1, with 0 where there is no entry above −∞."""
+    """Maximum over `dim`, kept as size 1; some finite number where there is no entry above −∞."""
     if x.size == 0:
         return x.sum(axis=dim, keepdims=True)
-    m = x.max(axis=dim, keepdims=True)
-    return namespace(x).where(m == -np.inf, 0, m)
+    return namespace(x).maximum(x.max(axis=dim, keepdims=True), _LOWEST.get(x.dtype, -np.inf))
 
 
 def _logsumexp(x: Array, /, dim: Dim = None, keepdim: bool = False) -> Array:
@@ -181,9 +183,8 @@ def norm(x: Operand, p: float = 2, dim: Dim = None, keepdim: bool = False) -> Op
 def _softmax(x: Array, /, dim: int = -1) -> Array:
     """eˣ / Σ eˣ along `dim`, without overflow. Entries that are all −∞ give zeros, with zero gradient."""
     xp = namespace(x)
-    e = xp.exp(x - _finite_max(x, dim))
-    total = e.sum(axis=dim, keepdims=True)
-    e /= xp.where(total == 0, 1, total)
+    e = xp.exp(x - _finite_max(x, dim))  # 1 at the maximum, so the sum is at least 1, or 0 if all are −∞
+    e /= xp.maximum(e.sum(axis=dim, keepdims=True), 1)
     return e
 
 def _d_softmax(g, out, x, dim=-1):
