@@ -189,6 +189,10 @@ def test_integers_and_booleans():
     assert ag.sum(np.array([True, True])) == 2 and ag.cumsum(np.array([True, True]), 0).tolist() == [1, 2]
     assert ag.mean(np.arange(4)) == 1.5
     assert ag.sum(Tensor(np.arange(4))).item() == 6
+    assert ag.softmax(np.array([-1000, -1000])).tolist() == [0.5, 0.5]
+    assert ag.logsumexp(np.array([-1000, -1000])) == -1000 + np.log(2)
+    assert ag.softmax(np.array([-np.inf, -np.inf, 0.0], np.float16)).tolist() == [0, 0, 1]
+    assert ag.softmax(np.full(2, -np.inf, np.float16)).tolist() == [0, 0]
 
 
 def test_scan_with_decays_of_zero_and_one():
