@@ -52,9 +52,9 @@ def check_grads(f: Callable, *args: Operand, order: int = 2, rng: np.random.Gene
     gradients = _gradient(f, *xs, u)
     if _depth == 0 and all(g is None for g in gradients):
         raise ValueError("f: its output does not depend on the arguments")
-    got = sum(_inner(g.data, v) for g, v in zip(gradients, vs, strict=True) if g is not None)
-    ahead, behind = (f(*[Tensor(x + h * v) for x, v in zip(xs, vs, strict=True)]) for h in (step, -step))
-    want = (_inner(u, raw(ahead)) - _inner(u, raw(behind))) / (2 * step)
+    got = sum(map(_inner, map(_filled, gradients, xs), vs))
+    ahead, behind = (f(*[Tensor(xs[i] + h * vs[i]) for i in range(len(xs))]) for h in (step, -step))
+    want = (_inner(ahead, u) - _inner(behind, u)) / (2 * step)
     if not abs(got - want) <= atol + rtol * abs(want):
         raise AssertionError(f"order 1: the backward pass gives {got:.10g}, finite differences {want:.10g}")
     for i in range(len(xs) if order > 1 else 0):
@@ -71,9 +71,9 @@ def _direction(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
     return v + 1j * rng.standard_normal(like.shape) if like.dtype.kind == "c" else v
 
 
-def _inner(a: np.ndarray, b: np.ndarray) -> float:
+def _inner(a: Tensor, b: np.ndarray) -> float:
     """Re Σ conj(a) b, the inner product in which a gradient is the direction of steepest ascent."""
-    return float(np.sum(np.conj(a) * b).real)
+    return float(np.sum(np.conj(a.data) * b).real)
 
 
 def _gradient(f: Callable, *point: Operand) -> tuple:
