@@ -5,7 +5,7 @@ import pytest
 
 from minattn import autograd as ag
 from minattn.autograd import Tensor, no_grad, primitive
-from minattn.testing import check_grads
+from minattn.testing import _direction, check_grads
 
 rng = np.random.default_rng(0)
 X, Y = rng.uniform(0.5, 2, (2, 3)), rng.uniform(0.5, 2, 3)
@@ -99,7 +99,7 @@ def test_the_argument_whose_derivative_is_wrong_is_named():
 def test_a_wrong_third_derivative_is_caught_at_order_three():
     square = primitive(lambda x, /: x**2, lambda g, out, x: g * 2 * detached(x))
     cube = primitive(lambda x, /: x**3 / 3, lambda g, out, x: g * square(x))
-    check_grads(cube, X, order=2)
+    check_grads(cube, X)  # which goes to order 2
     message = "^derivative with respect to argument 0: derivative with respect to argument 0: order 1: "
     with pytest.raises(AssertionError, match=message):
         check_grads(cube, X, order=3)
@@ -144,6 +144,30 @@ def test_tolerances_and_step():
         check_grads(slightly_at_second, X)
     check_grads(slightly_at_second, X, rtol=0.05)
     check_grads(slightly_at_second, X, atol=0.5)
+
+
+def test_the_step_is_that_of_every_order():
+    """x|x| has a second derivative that jumps: a long step sees both sides of the jump."""
+    near = np.array([1e-3])
+    check_grads(lambda x: x * ag.abs(x), near, atol=0.5)
+    check_grads(lambda x: x * ag.abs(x), near, atol=0.5, order=1, step=0.1)
+    with pytest.raises(AssertionError, match=r"^derivative with respect to argument 0"):
+        check_grads(lambda x: x * ag.abs(x), near, atol=0.5, step=0.1)
+
+
+def test_every_order_draws_from_the_generator():
+    first, second = np.random.default_rng(1), np.random.default_rng(1)
+    check_grads(ag.sin, X, order=1, rng=first)
+    check_grads(ag.sin, X, order=2, rng=second)
+    assert first.bit_generator.state != second.bit_generator.state
+
+
+def test_directions_are_normal_in_both_parts():
+    for dtype in (float, complex):
+        v = _direction(np.random.default_rng(0), np.zeros((50, 60), dtype))
+        assert v.shape == (50, 60) and v.dtype == dtype
+        for part in (v.real, v.imag) if dtype is complex else (v,):
+            assert np.unique(part).size == 3000 and abs(part.std() - 1) < 0.05
 
 
 def test_arguments_are_left_alone_and_may_be_tensors():

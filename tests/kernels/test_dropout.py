@@ -24,6 +24,8 @@ def test_the_generator_decides():
     np.testing.assert_array_equal(
         dropout(x, 0.5, np.random.default_rng(3)), dropout(x, 0.5, np.random.default_rng(3))
     )
+    kept = np.random.default_rng(3).random(100, dtype=np.float32) >= 0.5
+    np.testing.assert_array_equal(dropout(x, 0.5, np.random.default_rng(3)), 2 * kept)
     rng = np.random.default_rng(3)
     assert (dropout(x, 0.5, rng) != dropout(x, 0.5, rng)).any()
 
