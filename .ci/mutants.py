@@ -40,16 +40,14 @@ for name in sys.argv[1:]:
 
 
 def tests_of(file: str) -> list[str]:
-    """The test files that mirror a library file; if there is none of that name, all tests of its package."""
+    """The test files whose names begin as a library file's; if there are none, all tests of its package."""
     _, *packages, name = Path(file).parts
     folder = ROOT.joinpath("tests", *packages)
-    mirrored = folder / f"test_{name}"
-    found = mirrored if mirrored.exists() else folder
-    if not found.exists():
-        sys.exit(
-            f"There are no tests for {file}.  Next: write {mirrored.relative_to(ROOT)}, or say TESTS=..."
-        )
-    return [found.relative_to(ROOT).as_posix()]
+    found = sorted(folder.glob(f"test_{Path(name).stem}*.py")) or [folder]
+    if not folder.exists():
+        mirrored = (folder / f"test_{name}").relative_to(ROOT)
+        sys.exit(f"There are no tests for {file}.  Next: write {mirrored}, or say TESTS=...")
+    return [path.relative_to(ROOT).as_posix() for path in found]
 
 
 def prepare(file: str, tests: list[str]) -> Path:
