@@ -220,7 +220,7 @@ def ratios(values: Mapping[str, float], *, label: str, title: str = "") -> Figur
         for row, n in enumerate(numbers):
             side, align = (4, "left") if n > 1 else (-4, "right")
             axis.annotate(f"{n:.2f}×", (n, row), (side, 0), textcoords="offset points", va="center", ha=align)
-        low, high = min(0.5, numbers.min() / 1.6), max(2.0, numbers.max() * 1.6)
+        low, high = min(0.5, numbers.min() / 2.4), max(2.0, numbers.max() * 1.6)
         axis.set(xscale="log", xlabel=label, title=title, xlim=(low, high))
         ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
         axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
