@@ -39,11 +39,11 @@ class Embed(nn.Module):
         return self.hook_embed(self.drop(x))
 
 
-def check_ids(ids: Array, name: str = "ids") -> Array:
+def check_ids(ids: Array) -> Array:
     """`ids` as an array of integers (B, N)."""
     ids = np.asarray(ids) if not hasattr(raw(ids), "dtype") else raw(ids)
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] < 1:
-        raise ValueError(f"{name}: expected integers of shape (B, N) with N ≥ 1, got {ids.dtype} {ids.shape}")
+        raise ValueError(f"ids: expected integers of shape (B, N) with N ≥ 1, got {ids.dtype} {ids.shape}")
     return ids
 
 
