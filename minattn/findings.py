@@ -251,6 +251,13 @@ class Results:
                 return [f.numbers[name] for f in claim]
         raise ValueError(f"{self.experiment}: no claim measured {name!r}")
 
+    def curves(self, name: str, paper: int | None = None) -> list[list[float]]:
+        """One recorded curve over the seeds, of the first claim that has it."""
+        for claim in self.claims():
+            if name in claim[0].curves and paper in (None, claim[0].paper):
+                return [list(f.curves[name]) for f in claim]
+        raise ValueError(f"{self.experiment}: no claim recorded the curve {name!r}")
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"experiment": self.experiment, "papers": list(self.papers), "source": self.source,

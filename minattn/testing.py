@@ -65,6 +65,40 @@ def check_grads(f: Callable, *args: Operand, order: int = 2, rng: np.random.Gene
             raise AssertionError(f"derivative with respect to argument {i}: {e}") from None
 
 
+def check_causal(f: Callable[[np.ndarray], Operand], x: np.ndarray, *, dim: int = 1,
+                 change: Callable[[np.ndarray], np.ndarray] | None = None, tol: float = 0.0) -> None:
+    """Change position t of the input, for each t: no output before t may change, and some output from t must.
+
+    Parameters
+    ----------
+    f : callable
+        Maps x to an output with the same positions along `dim`.
+    x : array
+    change : callable, optional
+        Makes another value of a position; adds 1 by default. For token ids: ``lambda t: (t + 1) % V``.
+    tol : float
+        By how much an earlier output may move; not at all by default.
+
+    Raises
+    ------
+    AssertionError
+        If the future reaches the past, or a position changes nothing.
+    """
+    change = (lambda t: t + 1) if change is None else change
+    before = np.moveaxis(np.asarray(raw(f(x))), dim, 0)
+    for t in range(x.shape[dim]):
+        y = x.copy()
+        there = np.moveaxis(y, dim, 0)  # a view
+        there[t] = change(there[t])
+        moved = np.abs(np.moveaxis(np.asarray(raw(f(y))), dim, 0) - before)
+        if t and not moved[:t].max() <= tol:
+            early = int(np.argmax(moved[:t].reshape(t, -1).max(1) > tol))
+            raise AssertionError(f"changing position {t} changes the output at {early} "
+                                 f"by {moved[early].max():.3g}")
+        if not moved[t:].max() > tol:
+            raise AssertionError(f"changing position {t} changes nothing from there on")
+
+
 def _direction(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
     """A random direction of the shape and kind of `like`."""
     v = rng.standard_normal(like.shape)

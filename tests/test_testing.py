@@ -5,7 +5,7 @@ import pytest
 
 from minattn import autograd as ag
 from minattn.autograd import Tensor, no_grad, primitive
-from minattn.testing import _direction, check_grads
+from minattn.testing import _direction, check_causal, check_grads
 
 rng = np.random.default_rng(0)
 X, Y = rng.uniform(0.5, 2, (2, 3)), rng.uniform(0.5, 2, 3)
@@ -206,3 +206,26 @@ def test_complex_functions():
 
 def test_size_zero():
     check_grads(lambda x: x * 2, np.zeros((0, 3)))
+
+
+def test_causal_functions_pass_and_others_are_caught():
+    x = np.random.default_rng(1).standard_normal((2, 5, 3))
+    check_causal(lambda t: t.cumsum(1), x)
+    check_causal(lambda t: np.roll(t, 1, 1) * (np.arange(5)[:, None] > 0) + t, x)
+    with pytest.raises(AssertionError, match="position 1 changes the output at 0"):
+        check_causal(lambda t: t + np.roll(t, -1, 1), x)
+    with pytest.raises(AssertionError, match="position 4 changes nothing"):
+        check_causal(lambda t: np.roll(t, 1, 1) * (np.arange(5)[:, None] > 0), x)
+    ids = np.array([[0, 3, 2]])
+    check_causal(lambda t: np.eye(4)[t].cumsum(1), ids, change=lambda t: (t + 1) % 4)
+    check_causal(lambda t: t.cumsum(-1), x.swapaxes(1, 2), dim=-1)
+
+
+def test_causal_tolerance_and_nan():
+    x = np.ones((1, 3))
+    leak = lambda t: t.cumsum(1) + 1e-9 * t.sum()  # noqa: E731
+    check_causal(leak, x, tol=1e-8)
+    with pytest.raises(AssertionError, match="reaches|changes the output"):
+        check_causal(leak, x)
+    with pytest.raises(AssertionError):
+        check_causal(lambda t: t * np.nan, x)

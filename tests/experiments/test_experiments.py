@@ -152,6 +152,16 @@ def test_results_show_every_seed_and_where_it_was_measured():
         results.numbers("lost")
 
 
+def test_results_give_their_curves():
+    runs = {s: {"findings": [replace(finding(s), curves={"loss": [3, 2 - s]}).as_dict()]} for s in (0, 1)}
+    results = Results("position/contextual", (65,), "f" * 16, runs)
+    assert results.curves("loss") == results.curves("loss", 65) == [[3.0, 2.0], [3.0, 1.0]]
+    with pytest.raises(ValueError, match="no claim recorded the curve 'lost'"):
+        results.curves("lost")
+    with pytest.raises(ValueError, match="no claim recorded the curve 'loss'"):
+        results.curves("loss", paper=66)
+
+
 # --- running, in a tree of its own ------------------------------------------------------------------------
 
 SOURCE = '''
