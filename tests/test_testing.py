@@ -212,7 +212,7 @@ def test_causal_functions_pass_and_others_are_caught():
     x = np.random.default_rng(1).standard_normal((2, 5, 3))
     check_causal(lambda t: t.cumsum(1), x)
     check_causal(lambda t: np.roll(t, 1, 1) * (np.arange(5)[:, None] > 0) + t, x)
-    with pytest.raises(AssertionError, match="position 1 changes the output at 0"):
+    with pytest.raises(AssertionError, match="position 1 changes the output at 0 by"):
         check_causal(lambda t: t + np.roll(t, -1, 1), x)
     with pytest.raises(AssertionError, match="position 4 changes nothing"):
         check_causal(lambda t: np.roll(t, 1, 1) * (np.arange(5)[:, None] > 0), x)
@@ -225,7 +225,7 @@ def test_causal_tolerance_and_nan():
     x = np.ones((1, 3))
     leak = lambda t: t.cumsum(1) + 1e-9 * t.sum()  # noqa: E731
     check_causal(leak, x, tol=1e-8)
-    with pytest.raises(AssertionError, match="reaches|changes the output"):
+    with pytest.raises(AssertionError, match="changes the output"):
         check_causal(leak, x)
     with pytest.raises(AssertionError):
         check_causal(lambda t: t * np.nan, x)

@@ -11,7 +11,8 @@ from minattn.plots import Timings, timings
 
 def test_each_call_is_timed_in_turn_after_a_warm_up():
     order = []
-    table = timings({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, title="t", budget=0, least=3)
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    table = timings(calls, title="t", budget=0, least=3)
     assert order == ["a", "b"] * 4 and table.rounds == 3 and list(table.seconds) == ["a", "b"]
 
 
