@@ -74,6 +74,8 @@ class MultiHeadAttention(Module):
 
     Hook points
     -----------
+    hook_q_pre, hook_k_pre : (B, H or Hk, N or M, D)
+        Queries and new keys before the position encoding.
     hook_q, hook_k, hook_v : (B, H or Hk, N or M, D)
         Queries and new keys as they enter the scores (after the position encoding), and new values.
     hook_scores, hook_weights : (B, H, N, M)
@@ -107,6 +109,7 @@ class MultiHeadAttention(Module):
         self.out_proj = Linear(n_heads * d_v, d_model, bias, rng=rng)
         self.position = PositionEncoding() if position is None else position
         self.normalizer, self.dropout, self.rng = normalizer, dropout, rng
+        self.hook_q_pre, self.hook_k_pre = HookPoint(), HookPoint()
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_scores, self.hook_weights, self.hook_heads = HookPoint(), HookPoint(), HookPoint()
 
@@ -135,7 +138,8 @@ class MultiHeadAttention(Module):
                                  f"got shape {np.shape(raw(x))}")
         start = cache.length if cache is not None and key is None else 0
         here = np.arange(start, start + query.shape[1])
-        q = self.hook_q(self.position.rotate(self._heads(self.q_proj(query), self.n_heads), here))
+        q = self.hook_q_pre(self._heads(self.q_proj(query), self.n_heads))
+        q = self.hook_q(self.position.rotate(q, here))
         if cache is not None and isinstance(q, Tensor) and q.requires_grad:
             raise RuntimeError("cache: keeps keys and values without gradients; call inside no_grad()")
         if cache is not None and key is not None and cache.length:
@@ -155,7 +159,8 @@ class MultiHeadAttention(Module):
 
     def _keys_and_values(self, key: Operand, value: Operand | None, start: int) -> Cached:
         there = np.arange(start, start + key.shape[1])
-        k = self.position.rotate(self._heads(self.k_proj(key), self.n_kv_heads), there)
+        k = self.hook_k_pre(self._heads(self.k_proj(key), self.n_kv_heads))
+        k = self.position.rotate(k, there)
         v = self._heads(self.v_proj(key if value is None else value), self.n_kv_heads)
         return Cached(self.hook_k(k), self.hook_v(v), there)
 

@@ -17,6 +17,26 @@ Generator = np.random.Generator
 _GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
 
 
+class Blank(np.random.Generator):
+    """A generator whose draws are all zero and take no memory: for a model whose weights are loaded next.
+
+    >>> model = GPT(config, rng=Blank())
+    >>> model.load_state_dict(weights, assign=True)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
+
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
+        return np.broadcast_to(np.float32(0), size)
+
+    def normal(self, loc: Any = 0.0, scale: Any = 1.0, size: Any = None) -> Any:
+        return np.broadcast_to(np.float32(0), size)
+
+    def standard_normal(self, size: Any = None, dtype: Any = np.float32, out: Any = None) -> Any:
+        return np.broadcast_to(np.float32(0), size)
+
+
 def check_rng(rng: Any) -> Generator:
     """`rng` itself, if it is a generator: never a seed, never NumPy's global state."""
     if not isinstance(rng, np.random.Generator):
@@ -52,13 +72,13 @@ def gain(activation: str) -> float:
 
 def uniform(shape: Shape, bound: float = 1.0, *, rng: Generator, dtype: Any = np.float32) -> np.ndarray:
     """Uniform on [−bound, bound)."""
-    return check_rng(rng).uniform(-bound, bound, shape).astype(dtype)
+    return check_rng(rng).uniform(-bound, bound, shape).astype(dtype, copy=False)
 
 
 def normal(shape: Shape, mean: float = 0.0, std: float = 1.0, *, rng: Generator, dtype: Any = np.float32
            ) -> np.ndarray:
     """Normal with the given mean and standard deviation."""
-    return check_rng(rng).normal(mean, std, shape).astype(dtype)
+    return check_rng(rng).normal(mean, std, shape).astype(dtype, copy=False)
 
 
 def trunc_normal(shape: Shape, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, *,

@@ -187,7 +187,8 @@ class Module:
         """A copy of all parameters and persistent buffers as NumPy arrays, under PyTorch's names."""
         return {place.name: on_cpu(place.array()) for place in self._places()}
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadReport:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False
+                        ) -> LoadReport:
         """Take over the values in `state`. It is checked as a whole first: on an error nothing has changed.
 
         Parameters
@@ -197,6 +198,9 @@ class Module:
             come under any of its names.
         strict : bool
             Whether missing and unexpected names are errors; if not, they are returned.
+        assign : bool
+            Take over the arrays themselves where their dtype is ours, not copies: of a memory-mapped file,
+            only what is used is then read. Do not train such parameters.
 
         Raises
         ------
@@ -205,7 +209,7 @@ class Module:
         TypeError
             If a value would lose precision in our dtype.
         """
-        return load(self._places(), state, strict, type(self).__name__)
+        return load(self._places(), state, strict, type(self).__name__, assign)
 
     def save(self, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
         """Write the state as a safetensors file, tied parameters once.

@@ -50,7 +50,8 @@ def tied(places: Iterable[Place]) -> list[list[Place]]:
     return list(groups.values())
 
 
-def load(places: Iterable[Place], state: Mapping[str, Any], strict: bool, owner: str) -> LoadReport:
+def load(places: Iterable[Place], state: Mapping[str, Any], strict: bool, owner: str, assign: bool = False
+         ) -> LoadReport:
     """Put the values of `state` into their places, once all of them are known to fit."""
     groups = tied(places)
     known = {place.name for group in groups for place in group}
@@ -63,7 +64,7 @@ def load(places: Iterable[Place], state: Mapping[str, Any], strict: bool, owner:
         problems += [f"{what}: {', '.join(names)}" for what, names in report._asdict().items() if names]
     if any(problems):
         raise ValueError(f"state: does not fit this {owner}: " + "; ".join(filter(None, problems)))
-    for place, array in [(found[0], _fitted(found[0], state[found[0].name])) for found in given]:
+    for place, array in [(found[0], _fitted(found[0], state[found[0].name], assign)) for found in given]:
         place.put(array)
     return report
 
@@ -79,12 +80,13 @@ def _problem(places: list[Place], state: Mapping[str, Any]) -> str:
     return ""
 
 
-def _fitted(place: Place, value: Any) -> Array:
+def _fitted(place: Place, value: Any, assign: bool) -> Array:
     ours, value = place.array(), np.asarray(value)
     if not np.can_cast(value.dtype, ours.dtype, "safe"):
         raise TypeError(f"{place.name}: {value.dtype} would lose precision as {ours.dtype}; "
                         f"convert the values, or the module with .to({value.dtype.name!r})")
-    return namespace(ours).array(value, dtype=ours.dtype)
+    xp = namespace(ours)
+    return xp.asarray(value, dtype=ours.dtype) if assign else xp.array(value, dtype=ours.dtype)
 
 
 def on_cpu(x: Array) -> np.ndarray:

@@ -64,8 +64,8 @@ def naive_block(x: np.ndarray, state: dict[str, np.ndarray], heads: int) -> np.n
 def make_norm(config: Config) -> nn.Module:
     """The normalisation that `config` names."""
     if config.norm == "rms":
-        return nn.RMSNorm(config.d_model)
-    return nn.LayerNorm(config.d_model, bias=config.bias)
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
 
 
 def make_mlp(config: Config, rng: np.random.Generator) -> nn.Module:
@@ -79,7 +79,7 @@ def make_mlp(config: Config, rng: np.random.Generator) -> nn.Module:
 def make_position(config: Config) -> PositionEncoding | None:
     """What the attention layers themselves know of positions: a rotation, a bias, or nothing."""
     if config.position == "rope":
-        return RoPE(config.d_head, pairing="half")
+        return RoPE(config.d_head, config.rope_base, pairing="half")
     return ALiBi(config.heads) if config.position == "alibi" else None
 
 
@@ -103,7 +103,7 @@ class Block(nn.Module):
     def __init__(self, config: Config, *, cross: bool = False, rng: np.random.Generator) -> None:
         def attend() -> MultiHeadAttention:
             return MultiHeadAttention(config.d_model, config.heads, n_kv_heads=config.n_kv_heads,
-                                      bias=config.bias, position=make_position(config),
+                                      d_head=config.d_head, bias=config.bias, position=make_position(config),
                                       dropout=config.dropout, rng=rng)
 
         self.pre_norm = config.pre_norm

@@ -25,13 +25,19 @@ class Config:
     pre_norm : bool
         True: x + f(norm(x)), the GPT-2 order. False: norm(x + f(x)), the order of the 2017 paper.
     activation : str
-        Of the feed-forward layer: "gelu", "relu", "silu", or gated "swiglu", "geglu", "reglu".
+        Of the feed-forward layer: "gelu", "gelu_tanh", "relu", "silu", or gated "swiglu", "geglu", "reglu".
     position : {"learned", "sinusoidal", "rope", "alibi", "none"}
     bias : bool
         Whether linear layers and layer norms have biases.
     dropout : float
     tied : bool
         Whether the output layer is the transposed token embedding.
+    rope_base : float
+        Base of the rotary angles; models for long texts raise it.
+    norm_eps : float
+        ε of the normalisations.
+    head_size : int, optional
+        Features of a head where they are not d_model / heads.
     """
 
     vocab: int
@@ -48,12 +54,15 @@ class Config:
     bias: bool = True
     dropout: float = 0.0
     tied: bool = True
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    head_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab", "context", "layers", "heads", "d_model"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.d_model % self.heads:
+        if self.head_size is None and self.d_model % self.heads:
             raise ValueError(f"d_model: expected a multiple of heads={self.heads}, got {self.d_model}")
         if self.heads % self.n_kv_heads:
             raise ValueError(f"kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}")
@@ -61,7 +70,7 @@ class Config:
             raise ValueError(f"d_model: rotary positions need an even number of features a head, "
                              f"got {self.d_head}")
         choices = {"norm": ("layer", "rms"), "position": ("learned", "sinusoidal", "rope", "alibi", "none"),
-                   "activation": ("gelu", "relu", "silu", "swiglu", "geglu", "reglu")}
+                   "activation": ("gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "reglu")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -72,7 +81,7 @@ class Config:
 
     @property
     def d_head(self) -> int:
-        return self.d_model // self.heads
+        return self.d_model // self.heads if self.head_size is None else self.head_size
 
     @property
     def gated(self) -> bool:

@@ -56,4 +56,4 @@ def init_gpt2(model: nn.Module, layers: int, rng: np.random.Generator, std: floa
         elif p.ndim >= 2:
             writes = name.endswith(("out_proj.weight", "down.weight"))
             scale = std / np.sqrt(2 * layers) if writes else std
-            p.data = rng.normal(0, scale, p.shape).astype(p.dtype)
+            p.data = rng.normal(0, scale, p.shape).astype(p.dtype, copy=False)

@@ -253,6 +253,8 @@ def test_hook_points():
     x, y = draw((2, 3, 12), (2, 6, 12))
     out, seen = mha.run_with_cache(x, y, mask_mod=causal)
     assert {name: value.shape for name, value in seen.items()} == {
+        "hook_q_pre": (2, 4, 3, 3),
+        "hook_k_pre": (2, 2, 6, 3),
         "hook_q": (2, 4, 3, 3),
         "hook_k": (2, 2, 6, 3),
         "hook_v": (2, 2, 6, 5),
