@@ -3,11 +3,20 @@
 from .block import Block
 from .config import Config
 from .count import Cost, count
+from .decoder_only import RegularizedEncoderDecoder
 from .encoder import Encoder, MaskedLM, mask_tokens
 from .generate import Step, TranslationStep, generate
 from .gpt import GPT
+from .pretrained import load
+from .partial_attention import (
+    PartialAttentionLM,
+    source_attention_mass,
+    source_mass_bounds,
+    source_sensitivity,
+)
 from .seq2seq import EncoderDecoder
 from .vit import ViT, patches
 
-__all__ = ["GPT", "Block", "Config", "Cost", "Encoder", "EncoderDecoder", "MaskedLM", "Step",
-           "TranslationStep", "ViT", "count", "generate", "mask_tokens", "patches"]
+__all__ = ["Block", "Config", "Cost", "Encoder", "EncoderDecoder", "GPT", "MaskedLM", "PartialAttentionLM",
+           "RegularizedEncoderDecoder", "Step", "TranslationStep", "ViT", "count", "generate", "load",
+           "mask_tokens", "patches", "source_attention_mass", "source_mass_bounds", "source_sensitivity"]

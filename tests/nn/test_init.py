@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from minattn import nn
+from minattn.autograd.engine import raw
 from minattn.nn import init
 
 SHAPE = (240, 20, 3)  # fan-in 60, fan-out 720
@@ -122,3 +123,25 @@ def test_layers_begin_as_pytorchs_do(rng, make, theirs):
         else:
             assert stats.ks_2samp(ours.data.ravel(), want.ravel()).pvalue > 1e-4, name
             np.testing.assert_allclose(np.abs(ours.data).max(), np.abs(want).max(), rtol=0.25, err_msg=name)
+
+
+def test_a_blank_model_takes_no_memory_until_it_is_loaded():
+    layer, table = nn.Linear(4000, 3000, rng=init.Blank()), nn.Embedding(3000, 4000, rng=init.Blank())
+    for p in (layer.weight, layer.bias, table.weight):
+        assert p.dtype == np.float32 and p.data.strides == (0,) * p.ndim and not p.data.any()
+    assert init.Blank().standard_normal((2, 3)).shape == (2, 3)
+    values = {"weight": np.ones((3000, 4000), np.float32), "bias": np.arange(3000, dtype=np.float32)}
+    layer.load_state_dict(values, assign=True)
+    assert np.shares_memory(layer.weight.data, values["weight"])
+    assert raw(layer(np.ones((1, 4000), np.float32)))[0, 7] == 4007
+    layer.load_state_dict(values)
+    assert not np.shares_memory(layer.weight.data, values["weight"])
+
+
+def test_assigned_arrays_of_another_dtype_are_converted_or_refused():
+    layer = nn.Linear(2, 3, bias=False, rng=init.Blank())
+    half = np.arange(6, dtype=np.float16).reshape(3, 2)
+    layer.load_state_dict({"weight": half}, assign=True)
+    assert layer.weight.dtype == np.float32 and (layer.weight.data == half).all()
+    with pytest.raises(TypeError, match="float64 would lose precision"):
+        layer.load_state_dict({"weight": half.astype(np.float64)}, assign=True)

@@ -10,7 +10,7 @@ from typing import Any
 from .smollm2 import smollm2
 
 STORED = ("float32", "float16", "q4")
-"""How the matrices of a loaded model may be kept: in full, in half precision, or in packed groups of 4 bits."""
+"""How a loaded model's matrices may be kept: in full, in half precision, or in packed groups of 4 bits."""
 
 PACKAGED: dict[str, Callable[[str], Any]] = {"smollm2": smollm2}
 """The models that `load` knows by name."""
