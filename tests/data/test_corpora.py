@@ -46,6 +46,16 @@ def test_plays_are_whole_and_in_order():
     assert not re.search(r"(?i)dramatis personae|persons represented|by William Shakespeare|gutenberg", text)
 
 
+def test_some_plays_are_cut_from_the_whole():
+    whole = corpus(shakespeare)
+    macbeth, hamlet = (shakespeare([play]) for play in ("macbeth", "hamlet"))
+    assert macbeth.rstrip("\n") in whole and whole.startswith(hamlet.rstrip("\n"))
+    assert shakespeare(("macbeth", "hamlet")) == f"{macbeth}\n{hamlet}"
+    for plays in ((), ["henry_v"], "hamlet"):
+        with pytest.raises(ValueError, match=r"plays must be names from hamlet, .* got"):
+            shakespeare(plays)
+
+
 def test_validation_text_is_a_play_of_its_own():
     ids = CharVocabulary(corpus(shakespeare)).encode(corpus(shakespeare))
     _, validation = split(ids)
