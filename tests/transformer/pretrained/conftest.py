@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from minattn.data import FetchError, shakespeare
@@ -39,7 +40,7 @@ def hf_smollm2(smollm2):
     with torch.device("meta"):
         theirs = transformers.LlamaForCausalLM(config)
     theirs.to_empty(device="cpu")
-    state = {LLAMA.get(name) or _in_block(name): torch.from_numpy(p.data if p.data.flags.writeable else p.data.copy())
+    state = {LLAMA.get(name) or _in_block(name): torch.from_numpy(np.require(p.data, requirements="W"))
              for name, p in smollm2.named_parameters()}
     missing, unexpected = theirs.load_state_dict(state, strict=False, assign=True)
     assert missing == ["lm_head.weight"] and not unexpected
