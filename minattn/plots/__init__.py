@@ -2,8 +2,8 @@
 figures (`figures`)."""
 
 from .figures import curves, heatmap, ratios, style
-from .page import CheckFailed, Checks, show_diff, show_source
-from .timing import Timings, timings
+from .page import CheckFailed, Checks, note, show_diff, show_source
+from .timing import Timings, seconds, timings
 
-__all__ = ["CheckFailed", "Checks", "Timings", "curves", "heatmap", "ratios", "show_diff", "show_source",
-           "style", "timings"]
+__all__ = ["CheckFailed", "Checks", "Timings", "curves", "heatmap", "note", "ratios", "seconds", "show_diff",
+           "show_source", "style", "timings"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CheckFailed", "Checks", "Shown", "show_diff", "show_source"]
+__all__ = ["CheckFailed", "Checks", "Shown", "note", "show_diff", "show_source"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -117,6 +117,18 @@ def show_diff(old: Any, new: Any) -> Shown:
     heading = f"- {place_of(old)}\n+ {place_of(new)}\n"
     boxes = f'{file_line(old)}{file_line(new)}<pre class="highlight" tabindex="0">{body}</pre>'
     return Shown(heading + "\n".join(lines), f'<div class="minattn-source minattn-diff">{boxes}</div>')
+
+
+# ---- numbers in the text ---------------------------------------------------------------------------
+
+
+def note(name: str, value: Any) -> None:
+    """Keep a number for the page's text, where `` {glue:text}`name:.2f` `` shows it; elsewhere do nothing."""
+    try:
+        from myst_nb import glue
+    except ImportError:  # a page that runs as a notebook without the book's tools
+        return
+    glue(name, value.item() if hasattr(value, "item") else value, display=False)
 
 
 # ---- checks --------------------------------------------------------------------------------------

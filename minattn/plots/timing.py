@@ -8,7 +8,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Timings", "timings"]
+__all__ = ["Timings", "seconds", "timings"]
+
+
+def seconds(call: Callable[[], Any], budget: float = 0.05, least: int = 3) -> float:
+    """Shortest time of a call, over as many repetitions as fit the budget; it is called once before."""
+    call()
+    times, end = [], time.perf_counter() + budget
+    while len(times) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 class Timings:

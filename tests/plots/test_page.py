@@ -3,6 +3,7 @@
 import html
 import inspect
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from minattn import autograd as ag
 from minattn import findings
 from minattn.findings import Bar
-from minattn.plots import CheckFailed, Checks, show_diff, show_source
+from minattn.plots import CheckFailed, Checks, note, show_diff, show_source
 from minattn.plots.page import as_numpy, place_of, source_of
 
 
@@ -204,3 +205,19 @@ def test_the_table_as_html_is_accessible_and_escaped():
     assert '<th scope="row">k &amp; v</th><td>int64</td><td>0</td><td>exact</td>' in markup
     assert '<td class="holds">✓ holds</td>' in markup
     assert markup.startswith('<div class="minattn-scroll" tabindex="0"><table class="minattn-checks">')
+
+
+# ---- numbers in the text
+
+
+def test_a_note_is_glued_as_a_plain_number(monkeypatch):
+    glued = {}
+    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: glued.update({name: (value, display)}))
+    note("err", np.float64(0.5))
+    note("kind", "causal")
+    assert glued == {"err": (0.5, False), "kind": ("causal", False)} and type(glued["err"][0]) is float
+
+
+def test_a_note_without_the_books_tools_does_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "myst_nb", None)
+    note("err", 0.5)

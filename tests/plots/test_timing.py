@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from minattn.plots import Timings, timings
+from minattn.plots import Timings, seconds, timings
 
 
 def test_each_call_is_timed_in_turn_after_a_warm_up():
@@ -32,3 +32,8 @@ def test_ratios_are_to_the_first():
 def test_nothing_to_time_is_refused():
     with pytest.raises(ValueError, match="calls"):
         timings({}, title="t")
+
+
+def test_seconds_is_the_shortest_time():
+    naps = iter([0.0, 0.03, 0.01, 0.02])
+    assert 0.01 <= seconds(lambda: time.sleep(next(naps)), budget=0, least=3) < 0.02
