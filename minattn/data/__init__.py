@@ -8,6 +8,7 @@ from .audio import Tones, log_mel, mel_filters, tone_frequencies, tones
 from .corpora import MILTON, SHAKESPEARE, milton, shakespeare
 from .fetch import FetchError, cache_dir, fetch
 from .glyphs import GLYPHS, Strips, glyph_strips
+from .melody import melody
 from .recall import induction, mqar, needle, passkey, selective_copy
 from .regression import Regression, linear_regression
 from .sequences import copy, decoder_only, reverse, sort
@@ -57,6 +58,7 @@ __all__ = [
     "log_mel",
     "markov",
     "mel_filters",
+    "melody",
     "milton",
     "modular_arithmetic",
     "mqar",
