@@ -319,6 +319,11 @@ def enable_grad() -> Any:
     return _recording(True)
 
 
+def is_grad_enabled() -> bool:
+    """Whether operations are recorded now: false inside `no_grad`."""
+    return _mode.recording
+
+
 @contextmanager
 def override_derivative(op: Callable, rule: Callable) -> Iterator[None]:
     """Within the context, backward passes use `rule` as the derivative of the primitive `op`.

@@ -5,6 +5,7 @@ from .cross_entropy import cross_entropy
 from .dropout import dropout
 from .gelu import gelu
 from .norms import layer_norm, rms_norm
+from .silu import silu
 
 __all__ = ["avg_pool2d", "conv1d", "conv2d", "cross_entropy", "dropout", "gelu", "layer_norm", "max_pool2d",
-           "rms_norm", "unfold"]
+           "rms_norm", "silu", "unfold"]

@@ -24,8 +24,13 @@ def _matrix(x: Array) -> Array:
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
 
 
+def _several_rows(x: Array) -> bool:
+    """A single row is left to NumPy: it is done before threads have started."""
+    return x.size > x.shape[-1]
+
+
 def _layer_norm(x: Array, weight: Array, bias: Array, /, eps: float) -> tuple[Array, tuple | None]:
-    if not (compiled(x, weight, bias) and x.size):
+    if not (_several_rows(x) and compiled(x, weight, bias)):
         return _centre(x, eps)[0] * weight + bias, None
     from .cpu import norms
 
@@ -76,7 +81,7 @@ def _check_features(name: str, parameter: Operand, x: Operand) -> None:
 
 
 def _rms_norm(x: Array, weight: Array, /, eps: float) -> tuple[Array, Array | None]:
-    if not (compiled(x, weight) and x.size):
+    if not (_several_rows(x) and compiled(x, weight)):
         return x * (mean(x * x, -1, keepdim=True) + eps) ** -0.5 * weight, None
     from .cpu import norms
 

