@@ -6,6 +6,7 @@ arrays of shapes (B,1,1,1), (1,H,1,1), (1,1,N,1) and (1,1,1,M), for all of them 
 
 ``causal``            j ≤ i: no key after the query
 ``padding(lengths)``  j < lengths[b]: no key beyond the end of its sequence
+``left_padding(pad)``  j ≥ pad[b]: no key before the start of its sequence
 ``prefix(n)``         j ≤ i or j < n: causal, but the first n keys are open to all
 ``sliding_window(w)`` i − w < j ≤ i: the last w keys
 ``block(size)``       i and j in the same block of `size` positions
@@ -47,6 +48,12 @@ def padding(lengths: Array) -> MaskMod:
     """Keys within their sequence: ``j < lengths[b]``, with `lengths` (B,) of integers."""
     lengths = _integers("lengths", lengths, (1,))
     return _pure(lambda b, h, i, j: j < lengths[b])
+
+
+def left_padding(pad: Array) -> MaskMod:
+    """Keys from the start of their sequence on: ``j >= pad[b]``, with `pad` (B,) of integers."""
+    pad = _integers("pad", pad, (1,))
+    return _pure(lambda b, h, i, j: j >= pad[b])
 
 
 def prefix(n: int) -> MaskMod:

@@ -9,11 +9,11 @@ proportion to the distance. The latter two are a `PositionEncoding`, which `Mult
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minattn.autograd import getitem, namespace, primitive
+from minattn.autograd import embedding, getitem, namespace, primitive
 from minattn.autograd.engine import Array, Operand, raw
 from minattn.nn.module import Module, Parameter
 
@@ -50,19 +50,26 @@ def sinusoidal(positions: Array, D: int, base: float = 10000.0, dtype: Any = np.
     return out.astype(dtype)
 
 
+def _following(offset: int | Array, N: int) -> Array:
+    """N positions from `offset` on: (N,), or (B, N) if each row of a batch has an offset of its own."""
+    return np.asarray(offset)[..., None] + np.arange(N)
+
+
 class Sinusoidal(Module):
-    """x + `sinusoidal` for x (B, N, D) whose first entry stands at position `offset`."""
+    """x + `sinusoidal` for x (B, N, D) whose first entry stands at position `offset`, a number or (B,)."""
 
     def __init__(self, D: int, base: float = 10000.0) -> None:
         self.D, self.base = _even("D", D), base
 
-    def forward(self, x: Operand, offset: int = 0) -> Operand:
-        table = sinusoidal(np.arange(offset, offset + x.shape[1]), self.D, self.base, raw(x).dtype)
+    def forward(self, x: Operand, offset: int | Array = 0) -> Operand:
+        table = sinusoidal(_following(offset, x.shape[1]), self.D, self.base, raw(x).dtype)
         return x + namespace(x).asarray(table)
 
 
 class Learned(Module):
     """x + one trained vector for each position, for x (B, N, D) whose first entry stands at `offset`.
+
+    An offset for each row (B,) may be negative, where padding comes first: it gets the vector of position 0.
 
     Parameters
     ----------
@@ -77,12 +84,14 @@ class Learned(Module):
     def __init__(self, length: int, D: int, *, rng: np.random.Generator) -> None:
         self.weight = Parameter(0.02 * rng.standard_normal((length, D), dtype=np.float32))
 
-    def forward(self, x: Operand, offset: int = 0) -> Operand:
-        end = offset + x.shape[1]
+    def forward(self, x: Operand, offset: int | Array = 0) -> Operand:
+        end = int(np.max(offset)) + x.shape[1]
         if end > len(self.weight):
             raise ValueError(f"x: expected positions below {len(self.weight)}, as many as were learned, "
                              f"got {end - 1}")
-        return x + getitem(self.weight, slice(offset, end))
+        if np.ndim(offset) == 0:
+            return x + getitem(self.weight, slice(offset, end))
+        return x + embedding(self.weight, np.maximum(_following(offset, x.shape[1]), 0))
 
 
 # ---- inside attention
@@ -119,6 +128,35 @@ def _d_rotated(g, out, x, cos, sin, interleaved):
 rotated = primitive(_rotated, _d_rotated)
 
 
+class RoPEScaling(NamedTuple):
+    """Slower angles, for texts longer than those of the first training.
+
+    Attributes
+    ----------
+    factor : float
+        By how much: an angle that is wholly stretched becomes θ / factor.
+    context : int, optional
+        Positions L of the first training. A wave of w = 2π/θ positions then keeps its angle to the share
+        s = (L/w − low) / (high − low), cut to [0, 1]: θ ← s θ + (1 − s) θ / factor, as in Llama 3. Without,
+        every angle is stretched, as in Chen et al. 2023, arXiv 2306.15595.
+    low, high : float
+        Waves that fit fewer than `low` times into L are wholly stretched, more than `high` times not at all.
+    """
+
+    factor: float
+    context: int | None = None
+    low: float = 1.0
+    high: float = 4.0
+
+    def stretched(self, theta: np.ndarray) -> np.ndarray:
+        """The angles `theta` of one position, slowed down."""
+        if self.context is None:
+            return theta / self.factor
+        turns = self.context * theta / (2 * math.pi)
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return kept * theta + (1 - kept) * theta / self.factor
+
+
 class RoPE(PositionEncoding):
     """Rotary position encoding: feature pair m of position p is turned by the angle p · base^(−2m/dim).
 
@@ -133,23 +171,34 @@ class RoPE(PositionEncoding):
     pairing : {"interleaved", "half"}
         Which features form a pair: 2m with 2m + 1, as in the paper, or m with m + dim/2, as in GPT-NeoX and
         Llama. Weights trained with one do not fit the other.
+    scaling : RoPEScaling, optional
+        How the angles are slowed down.
+
+    Attributes
+    ----------
+    theta : array (dim / 2)
+        Angle of each pair at position 1.
 
     References
     ----------
     Su et al., RoFormer, arXiv 2104.09864.
     """
 
-    def __init__(self, dim: int, base: float = 10000.0, pairing: str = "interleaved") -> None:
+    def __init__(self, dim: int, base: float = 10000.0, pairing: str = "interleaved",
+                 scaling: RoPEScaling | None = None) -> None:
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing: expected one of {PAIRINGS}, got {pairing!r}")
         self.dim, self.base, self.interleaved = _even("dim", dim), base, pairing == "interleaved"
+        self.theta = _frequencies(dim, base)
+        if scaling is not None:
+            self.theta = scaling.stretched(self.theta)
 
     def rotate(self, x: Operand, positions: Array) -> Operand:
         """x (B, H, N, D), its first `dim` features turned; `positions` (N,) or broadcasting to (B, H, N)."""
         if x.shape[-1] < self.dim:
             raise ValueError(f"x: expected at least dim={self.dim} features, got shape {x.shape}")
         xp = namespace(x)
-        angles = xp.asarray(positions)[..., None] * xp.asarray(_frequencies(self.dim, self.base))
+        angles = xp.asarray(positions)[..., None] * xp.asarray(self.theta)
         cos, sin = xp.cos(angles).astype(x.dtype), xp.sin(angles).astype(x.dtype)
         return rotated(x, cos=cos, sin=sin, interleaved=self.interleaved)
 

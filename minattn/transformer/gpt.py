@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from minattn import nn
-from minattn.attention import AppendCache, KVCache, both, causal
+from minattn.attention import AppendCache, KVCache, both, causal, left_padding
 from minattn.attention.masks import MaskMod
 from minattn.autograd.engine import Array, Operand
 from minattn.kernels import cross_entropy
@@ -45,18 +46,19 @@ class GPT(nn.Module):
             self.head.weight = self.embed.token.weight
         init_gpt2(self, config.layers, rng)
 
-    def hidden(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None
-               ) -> Operand:
+    def hidden(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None,
+               pad: Array | None = None) -> Operand:
         """Residual stream (B, N, D) after the last block and norm."""
-        offset = caches[0].length if caches else 0
-        x = self.embed(ids, offset)
+        start = caches[0].length if caches else 0
+        x = self.embed(ids, start if pad is None else start - np.asarray(pad))
         mask = causal if mask_mod is None else both(causal, mask_mod)
+        mask = mask if pad is None else both(mask, left_padding(pad))
         for n, block in enumerate(self.blocks):
             x = block(x, mask_mod=mask, cache=caches[n] if caches else None)
         return self.norm(x) if self.config.pre_norm else x
 
-    def forward(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None
-                ) -> Operand:
+    def forward(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None,
+                pad: Array | None = None) -> Operand:
         """ids (B, N) → logits (B, N, V).
 
         Parameters
@@ -66,8 +68,14 @@ class GPT(nn.Module):
             Which positions are visible, on top of the causal mask.
         caches : sequence of KVCache, optional
             One for each block (see `new_caches`): `ids` then continue the sequence that the caches hold.
+        pad : array of int (B,), optional
+            Row b begins with pad[b] tokens of padding, which nobody sees; positions count from there.
         """
-        return self.head(self.hidden(ids, mask_mod=mask_mod, caches=caches))
+        return self.head(self.hidden(ids, mask_mod=mask_mod, caches=caches, pad=pad))
+
+    def next_logits(self, ids: Array, **how: Any) -> Operand:
+        """`forward` for the last position alone: logits (B, V) of the token after the last."""
+        return self.head(self.hidden(ids, **how)[:, -1])
 
     def loss(self, ids: Array, targets: Array, label_smoothing: float = 0.0) -> Operand:
         """Mean cross-entropy, in nats, of the targets (B, N) that are not −100."""
