@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from minattn import nn
-from minattn.attention import AppendCache, KVCache, attention, both, causal
+from minattn.attention import AppendCache, KVCache, attention, both, causal, left_padding
 from minattn.attention.masks import MaskMod, at_positions, shifted
 from minattn.autograd import no_grad, permute, reshape, stack
 from minattn.autograd.engine import Array, Operand, raw
@@ -308,32 +308,32 @@ class LayerwiseShortcutGPT(GPT):
             self.maps = nn.ModuleList(nn.MLP(config.d_model, feature_maps, rng=rng) for _ in self.layers)
             init_gpt2(self.maps, config.layers, rng)
 
-    def hidden(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None
-               ) -> Operand:
+    def hidden(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None,
+               pad: Array | None = None) -> Operand:
         """Residual stream (B, N, D) after the last block and norm."""
         if self.mode == "last":
-            return super().hidden(ids, mask_mod=mask_mod, caches=caches)
-        offset = caches[0].length if caches else 0
-        streams = [self.embed(ids, offset)]
+            return super().hidden(ids, mask_mod=mask_mod, caches=caches, pad=pad)
+        start = caches[0].length if caches else 0
+        streams = [self.embed(ids, start if pad is None else start - np.asarray(pad))]
         mask = causal if mask_mod is None else both(causal, mask_mod)
+        mask = mask if pad is None else both(mask, left_padding(pad))
         for n, block in enumerate(self.blocks[:-1]):
             streams.append(block(streams[-1], mask_mod=mask, cache=caches[n] if caches else None))
-        x = self._final(streams, offset, mask_mod, caches[-1] if caches else None)
+        x = self._final(streams, start, mask, caches[-1] if caches else None)
         return self.norm(x) if self.config.pre_norm else x
 
-    def _final(self, streams: list[Operand], offset: int, mask_mod: MaskMod | None, cache: KVCache | None
-               ) -> Operand:
+    def _final(self, streams: list[Operand], start: int, mask_mod: MaskMod, cache: KVCache | None) -> Operand:
         """The last block: `Block.forward` with attention to the streams in place of self-attention."""
         block: Block = self.blocks[-1]
         attn, x = block.attn, block.hook_resid_pre(streams[-1])
-        here = np.arange(offset, offset + x.shape[1])
+        here = np.arange(start, start + x.shape[1])
 
         def shortcuts(h: Operand) -> Operand:
             q = attn.hook_q(attn.position.rotate(attn._heads(attn.q_proj(h), attn.n_heads), here))
             k, v = self._keys_and_values(block, [streams[n] for n in self.layers], here)
             mask = mask_mod
             if self.mode == "depth":  # no earlier position is read, so none is kept
-                mask = mask_mod and shifted(mask_mod, offset, offset)
+                mask = shifted(mask_mod, start, start)
             elif cache is not None:
                 k, v, _ = cache.append(k, v)
             k, v = (reshape(t, (*t.shape[:2], -1, len(self.layers), t.shape[-1])) for t in (k, v))

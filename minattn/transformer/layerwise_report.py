@@ -32,43 +32,37 @@ class DepthReport:
     p: np.ndarray
     ids: np.ndarray
 
-    @property
     def mean(self) -> np.ndarray:
         """Mean distribution of each head, (H, S)."""
         return self.p.mean((0, 2))
 
-    @property
     def entropy(self) -> np.ndarray:
         """Mean entropy −Σ_l p(l) ln p(l) of each head in nats, (H,): 0 for one layer, ln S for all alike."""
         logs = np.log(np.where(self.p > 0, self.p, 1))
         return -(self.p * logs).sum(-1).mean((0, 2))
 
-    @property
     def by_position(self) -> np.ndarray:
         """Mean over heads, (B, N, S)."""
         return self.p.mean(1)
 
-    @property
     def favourite(self) -> int:
         """Index, among `layers`, of the layer with the most mass."""
-        return int(self.mean.mean(0).argmax())
+        return int(self.mean().mean(0).argmax())
 
-    @property
     def spread(self) -> float:
         """Standard deviation over positions of the head-averaged mass on the favourite layer."""
-        return float(self.by_position[..., self.favourite].std())
+        return float(self.by_position()[..., self.favourite()].std())
 
     def by_token(self, V: int) -> np.ndarray:
         """Mean over the positions of each token id, (V, S); NaN for a token that does not occur."""
         out = np.full((V, len(self.layers)), np.nan)
         for token in np.unique(self.ids):
-            out[token] = self.by_position[self.ids == token].mean(0)
+            out[token] = self.by_position()[self.ids == token].mean(0)
         return out
 
-    @property
     def explained(self) -> float:
-        """Share of `spread`² that is explained by which token asks: 0, not at all, to 1, entirely."""
-        mass = self.by_position[..., self.favourite]
+        """Share of the variance of that mass that is explained by which token asks, from 0 to 1."""
+        mass = self.by_position()[..., self.favourite()]
         token, inverse = np.unique(self.ids, return_inverse=True)
         counts = np.bincount(inverse.ravel(), minlength=len(token))
         means = np.bincount(inverse.ravel(), mass.ravel(), len(token)) / counts
