@@ -205,14 +205,12 @@ class RegularizedEncoderDecoder(EncoderDecoder):
         Raises
         ------
         ValueError
-            For caches (a `GPT` with the same weights has them), or with `consecutive` for `lengths`: the
-            target would stand at another position in every row.
+            For caches: a `GPT` with the same weights has them.
         """
         if caches is not None:
             raise ValueError("caches: expected None; use TranslationStep(…, cache=False), or a GPT")
-        if lengths is not None and self.consecutive:
-            raise ValueError("lengths: expected None with consecutive positions, sources of one length")
-        x = self.embed(ids, memory.shape[-2] if self.consecutive else 0)
+        after = memory.shape[-2] if lengths is None else np.asarray(lengths)  # a target follows its own source
+        x = self.embed(ids, after if self.consecutive else 0)
         visible = None if lengths is None else padding(lengths)
         for n, block in enumerate(self.blocks):
             read = memory[:, n] if self.layerwise else memory

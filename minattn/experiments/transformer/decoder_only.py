@@ -170,21 +170,21 @@ class Measured(NamedTuple):
     ----------
     sensitivity : (layers, steps)
         Root of the mean square over the sequences.
-    mass : (N,)
+    mass : list of N
         Self-attention on the source at every step, mean over sequences, layers and heads.
     logit : float
         The largest absolute logit of any query of the target.
     """
 
     sensitivity: np.ndarray
-    mass: np.ndarray
+    mass: list[float]
     logit: float
 
     @property
-    def relative(self) -> np.ndarray:
+    def relative(self) -> list[float]:
         """Norm of the Jacobians of all layers together, relative to the first step."""
         together = np.sqrt((self.sensitivity**2).sum(0))
-        return together / together[0]
+        return (together / together[0]).tolist()
 
 
 def measure(model: GPT | PartialAttentionLM, batch: Pairs, steps: Sequence[int]) -> Measured:
@@ -198,7 +198,7 @@ def measure(model: GPT | PartialAttentionLM, batch: Pairs, steps: Sequence[int])
                 for x in seen[f"blocks.{n}.hook_resid_pre"]] for n, block in enumerate(model.blocks)]
     scores, weights = (np.stack([x[:, :, m:] for name, x in seen.items() if name.endswith(kind)])
                        for kind in ("scores", "weights"))
-    return Measured(np.sqrt(np.mean(squares, 1)), source_attention_mass(weights, m).mean((0, 1, 2)),
+    return Measured(np.sqrt(np.mean(squares, 1)), source_attention_mass(weights, m).mean((0, 1, 2)).tolist(),
                     float(np.abs(scores[np.isfinite(scores)]).max()))
 
 
@@ -259,7 +259,9 @@ def accuracy(model: GPT | PartialAttentionLM, batch: Pairs) -> float:
 
 def copy_models(seed: int) -> Finding:
     """Claim (b)."""
-    test, numbers, curves = copying(np.random.default_rng([seed, 2]), 64), {}, {"steps": STEPS}
+    test = copying(np.random.default_rng([seed, 2]), 64)
+    numbers: dict[str, float] = {}
+    curves: dict[str, Sequence[float]] = {"steps": STEPS}
     few = Pairs(*(part[:4] for part in test))
     for kind in KINDS:
         model, _ = trained(kind, CONFIG, copying, seed)
@@ -275,10 +277,10 @@ def copy_models(seed: int) -> Finding:
               "1.5 times as large.",
         numbers=numbers,
         bars=[("lm_ratio", "<", 0.5), ("palm_ratio / lm_ratio", ">=", 1.5)], seed=seed, curves=curves,
-        found="A language model that has learnt to copy does not degenerate: its logits have grown so far "
-              "that the bounds allow any mass, and from t = 2 to t = 32 sensitivity keeps most of its size in "
-              "both models. The ratio to t = 1 depends on how sharply the first step happens to attend, and is "
-              "not reliably larger with partial attention.")
+        found="A language model that has learnt to copy does not degenerate: its logits have grown so "
+              "far that the bounds allow any mass, and from t = 2 to t = 32 sensitivity keeps most of its "
+              "size in both models. The ratio to t = 1 depends on how sharply the first step happens to "
+              "attend, and is not reliably larger with partial attention.")
 
 
 def other_models(seed: int) -> Finding:
@@ -287,7 +289,8 @@ def other_models(seed: int) -> Finding:
     source, target = rng.integers(0, SYMBOLS, (2, N)), rng.integers(0, SYMBOLS, (2, FAR))
     far, steps = pairs(source, target, SYMBOLS), (*STEPS, 64, FAR)
     text = reading(rng, 4)
-    numbers, curves = {}, {"steps": STEPS, "start_steps": steps}
+    numbers: dict[str, float] = {}
+    curves: dict[str, Sequence[float]] = {"steps": STEPS, "start_steps": steps}
     for kind in KINDS:
         start = measure(fresh(kind, CONFIG, seed), far, steps)
         numbers |= {f"{kind}_start": start.relative[len(STEPS) - 1], f"{kind}_far": start.relative[-1],
@@ -300,8 +303,8 @@ def other_models(seed: int) -> Finding:
     return Finding(
         paper=100,
         claim="Before training, sensitivity at t = 128 is below 0.5 of that at t = 1 in the language model, "
-              "and the ratio is at least 1.5 times as large in the partial attention model; after training on "
-              "text it is below 0.5 at t = 32 in both.",
+              "and the ratio is at least 1.5 times as large in the partial attention model; after training "
+              "on text it is below 0.5 at t = 32 in both.",
         numbers=numbers,
         bars=[("lm_far", "<", 0.5), ("palm_far / lm_far", ">=", 1.5), ("lm_text", "<", 0.5),
               ("palm_text", "<", 0.5)], seed=seed, curves=curves)
