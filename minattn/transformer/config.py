@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minattn.attention.position import RoPEScaling
+
 
 @dataclass(frozen=True)
 class Config:
@@ -34,10 +36,14 @@ class Config:
         Whether the output layer is the transposed token embedding.
     rope_base : float
         Base of the rotary angles; models for long texts raise it.
+    rope_scaling : RoPEScaling, optional
+        How the rotary angles are slowed down for longer texts.
     norm_eps : float
         ε of the normalisations.
     head_size : int, optional
         Features of a head where they are not d_model / heads.
+    segments : int
+        Kinds of text, each with a vector that is added to its tokens (BERT: 2); 0 for none.
     """
 
     vocab: int
@@ -57,6 +63,8 @@ class Config:
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     head_size: int | None = None
+    rope_scaling: RoPEScaling | None = None
+    segments: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab", "context", "layers", "heads", "d_model"):

@@ -14,6 +14,8 @@ from .config import Config
 class Embed(nn.Module):
     """Token embedding plus position embedding (learned or sinusoidal; others live in the attention).
 
+    With ``config.segments``, plus an embedding of the kind of text that a token belongs to.
+
     Raises
     ------
     ValueError
@@ -28,14 +30,25 @@ class Embed(nn.Module):
             self.position = Sinusoidal(config.d_model)
         else:
             self.position = None
+        if config.segments:
+            self.segment = nn.Embedding(config.segments, config.d_model, rng=rng)
+        self.segments = config.segments
         self.drop = nn.Dropout(config.dropout, rng=rng)
         self.hook_embed = nn.HookPoint()
 
-    def forward(self, ids: Array, offset: int = 0) -> Operand:
-        """ids (B, N) → (B, N, D); the first id stands at position `offset`."""
-        x = self.token(check_ids(ids))
+    def forward(self, ids: Array, offset: int | Array = 0, segments: Array | None = None) -> Operand:
+        """ids (B, N) → (B, N, D); the first id stands at position `offset`, one for all or (B,).
+
+        `segments` (B, N) says of each token which kind of text it belongs to, 0 by default.
+        """
+        ids = check_ids(ids)
+        x = self.token(ids)
         if self.position is not None:
             x = self.position(x, offset)
+        if self.segments:
+            x = x + self.segment(np.zeros_like(ids) if segments is None else check_ids(segments))
+        elif segments is not None:
+            raise ValueError("segments: expected None, this model has no embedding of them")
         return self.hook_embed(self.drop(x))
 
 

@@ -34,10 +34,13 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, rng=rng) for _ in range(config.layers))
         init_gpt2(self, config.layers, rng)
 
-    def forward(self, ids: Array, lengths: Array | None = None) -> Operand:
-        """ids (B, N) → (B, N, D); positions from lengths[b] on are padding that nobody attends to."""
+    def forward(self, ids: Array, lengths: Array | None = None, segments: Array | None = None) -> Operand:
+        """ids (B, N) → (B, N, D); positions from lengths[b] on are padding that nobody attends to.
+
+        `segments` (B, N) are the kinds of text that the tokens belong to, with ``config.segments``.
+        """
         mask = None if lengths is None else padding(lengths)
-        x = self.embed(ids)
+        x = self.embed(ids, segments=segments)
         if not self.config.pre_norm:
             x = self.norm(x)
         for block in self.blocks:
@@ -54,9 +57,9 @@ class MaskedLM(nn.Module):
         self.norm = make_norm(config)
         self.bias = nn.Parameter(np.zeros(config.vocab, np.float32))
 
-    def forward(self, ids: Array, lengths: Array | None = None) -> Operand:
+    def forward(self, ids: Array, lengths: Array | None = None, segments: Array | None = None) -> Operand:
         """ids (B, N) → logits (B, N, V)."""
-        h = self.norm(gelu(self.dense(self.encoder(ids, lengths))))
+        h = self.norm(gelu(self.dense(self.encoder(ids, lengths, segments))))
         return linear(h, self.encoder.embed.token.weight, self.bias)
 
     def loss(self, ids: Array, targets: Array, lengths: Array | None = None) -> Tensor:

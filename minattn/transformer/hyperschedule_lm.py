@@ -70,9 +70,11 @@ class HyperscheduleLM(GPT):
         super().__init__(config, rng=rng)
         self.mask_id = config.vocab - 1
 
-    def hidden(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None
-               ) -> Operand:
+    def hidden(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None,
+               pad: Array | None = None) -> Operand:
         """Residual stream (B, N, D) after the last block and norm; without a mask it is causal."""
+        if pad is not None:
+            raise ValueError("pad: expected none, a schedule's positions are those of the rows")
         x = self.embed(ids, caches[0].length if caches else 0)
         return self._stream(x, causal if mask_mod is None else mask_mod, caches)
 
@@ -81,8 +83,8 @@ class HyperscheduleLM(GPT):
             x = block(x, mask_mod=mask_mod, cache=caches[n] if caches else None)
         return self.norm(x) if self.config.pre_norm else x
 
-    def forward(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None
-                ) -> Operand:
+    def forward(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None,
+                pad: Array | None = None) -> Operand:
         """ids (B, N) in 0..V → logits (B, N, V).
 
         Parameters
@@ -92,8 +94,10 @@ class HyperscheduleLM(GPT):
             All of the mask, such as `hyperschedule_mask`; causal by default.
         caches : sequence of KVCache, optional
             One for each block (see `new_caches`): `ids` then continue the sequence that the caches hold.
+        pad : None
+            Not for schedules.
         """
-        return super().forward(ids, mask_mod=mask_mod, caches=caches)[..., : self.mask_id]
+        return self.head(self.hidden(ids, mask_mod=mask_mod, caches=caches, pad=pad))[..., : self.mask_id]
 
     def pair(self, clean: Array, noised: Array, mask_mod: MaskMod) -> Operand:
         """Clean and noised ids (B, N) in one pass of 2N rows → logits (B, N, V) of the noised half.

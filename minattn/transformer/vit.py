@@ -34,17 +34,20 @@ class ViT(nn.Module):
         ``vocab`` is the number of classes, ``context`` the number of patches plus one.
     patch, channels : int
         Side of a patch in pixels, and channels of the image.
+    head : bool
+        Whether there is a layer that gives logits; else `forward` gives the class token's features.
     rng : numpy.random.Generator
     """
 
-    def __init__(self, config: Config, patch: int, channels: int = 1, *, rng: np.random.Generator) -> None:
+    def __init__(self, config: Config, patch: int, channels: int = 1, head: bool = True, *,
+                 rng: np.random.Generator) -> None:
         self.config, self.patch = config, patch
         self.project = nn.Linear(channels * patch * patch, config.d_model, rng=rng)
         self.class_token = nn.Parameter(np.zeros(config.d_model, np.float32))
         self.position = nn.Embedding(config.context, config.d_model, rng=rng)
         self.blocks = nn.ModuleList(Block(config, rng=rng) for _ in range(config.layers))
         self.norm = make_norm(config)
-        self.head = nn.Linear(config.d_model, config.vocab, rng=rng)
+        self.head = nn.Linear(config.d_model, config.vocab, rng=rng) if head else None
         init_gpt2(self, config.layers, rng)
 
     def hidden(self, images: Operand) -> Operand:
@@ -61,8 +64,9 @@ class ViT(nn.Module):
         return self.norm(x)
 
     def forward(self, images: Operand) -> Operand:
-        """Images (B, C, H, W) → logits (B, classes)."""
-        return self.head(self.hidden(images)[:, 0])
+        """Images (B, C, H, W) → logits (B, classes), or without a head the features (B, D)."""
+        features = self.hidden(images)[:, 0]
+        return features if self.head is None else self.head(features)
 
     def loss(self, images: Operand, labels: np.ndarray) -> Tensor:
         """Mean cross-entropy of the labels (B,)."""

@@ -14,6 +14,7 @@ from minattn.attention import (
     Learned,
     PositionEncoding,
     RoPE,
+    RoPEScaling,
     Sinusoidal,
     alibi_slopes,
     attention,
@@ -121,6 +122,22 @@ def test_pairings_differ_by_the_order_of_features():
     order = np.array([0, 2, 4, 6, 1, 3, 5, 7])
     half = RoPE(8, pairing="half").rotate(x[..., order], np.arange(5))
     assert np.abs(half - RoPE(8).rotate(x, np.arange(5))[..., order]).max() < 1e-15
+
+
+def test_stretched_rope_turns_as_slowly_as_its_scaling_says():
+    x, positions = np.random.default_rng(0).standard_normal((1, 2, 4, 8)), np.array([0, 1, 7, 40])
+    got = RoPE(8, pairing="half", scaling=RoPEScaling(4.0)).rotate(x, positions)
+    assert np.abs(got - naive_rope(x, positions / 4, pairing="half")).max() < 1e-12
+    theta = RoPE(8, 100.0, scaling=RoPEScaling(8.0, context=12, low=1.0, high=1.5)).theta
+    for got, m in zip(theta, range(4), strict=True):  # wave by wave: 6.3, 19.9, 62.8 and 199 positions
+        angle = 100.0 ** (-2 * m / 8)
+        fits = 12 / (2 * math.pi / angle)
+        share = (fits - 1.0) / (1.5 - 1.0)
+        want = angle if fits > 1.5 else angle / 8 if fits < 1 else share * angle + (1 - share) * angle / 8
+        assert got == pytest.approx(want, rel=1e-14)
+    middle = RoPE(2, scaling=RoPEScaling(8.0, context=8, low=1.0, high=1.5)).theta[0]
+    assert middle == pytest.approx(0.546479 + 0.453521 / 8, abs=1e-6)  # 8/2π = 1.27 waves: share 0.546
+    assert RoPEScaling(2.0) == (2.0, None, 1.0, 4.0)
 
 
 @pytest.mark.parametrize("pairing", ["interleaved", "half"])

@@ -176,3 +176,21 @@ def test_mask_tokens_has_berts_proportions_and_spares_special_tokens():
     assert abs((inputs[chosen] == ids[chosen]).mean() - 0.1) < 0.01
     with pytest.raises(ValueError, match="p: expected a probability"):
         mask_tokens(rng, ids, 2, 1000, p=0.0)
+
+
+def test_segments_add_their_vector_and_are_zero_unless_given():
+    from dataclasses import replace
+
+    model = in_double(Encoder(replace(CONFIG, segments=2), rng=np.random.default_rng(0)))
+    ids = np.random.default_rng(1).integers(0, 13, (2, 6))
+    kinds = np.array([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
+    plain = Encoder(CONFIG, rng=np.random.default_rng(0)).to(np.float64)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "segment" not in k})
+    want = plain.embed(ids).data + model.embed.segment.weight.data[kinds]
+    np.testing.assert_allclose(model.embed(ids, segments=kinds).data, want, rtol=0, atol=1e-14)
+    np.testing.assert_array_equal(model(ids).data, model(ids, segments=np.zeros_like(ids)).data)
+    assert np.abs(model(ids, segments=kinds).data - model(ids).data).max() > 1e-3
+    with pytest.raises(ValueError, match="segments: expected None"):
+        plain(ids, segments=kinds)
+    with pytest.raises(ValueError, match="integers"):
+        model(ids, segments=kinds.astype(float))

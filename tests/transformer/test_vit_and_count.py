@@ -37,6 +37,15 @@ def test_patch_projection_equals_a_strided_convolution():
     np.testing.assert_allclose(got, want.flatten(2).transpose(1, 2).numpy(), atol=1e-12)
 
 
+def test_without_a_head_the_class_token_s_features_come_out():
+    whole, bare = (ViT(VIT, patch=2, channels=3, head=head, rng=np.random.default_rng(0)).to(np.float64)
+                   for head in (True, False))
+    bare.load_state_dict({k: v for k, v in whole.state_dict().items() if "head" not in k})
+    image = np.random.default_rng(1).standard_normal((2, 3, 4, 6))
+    np.testing.assert_array_equal(bare(image).data, whole.hidden(image).data[:, 0])
+    np.testing.assert_array_equal(whole.head(bare(image)).data, whole(image).data)
+
+
 def test_the_class_token_reads_every_patch_and_positions_matter():
     model = ViT(VIT, patch=2, channels=3, rng=np.random.default_rng(0)).to(np.float64)
     for p in model.parameters():
