@@ -216,7 +216,7 @@ class StatePositions(PositionEncoding):
 # ---- the model
 
 
-class ExLM(MaskedLM):
+class ExLM(nn.Module):
     """Masked language model with k states for each [MASK], trained on all alignments of words to states.
 
     Parameters
@@ -250,12 +250,11 @@ class ExLM(MaskedLM):
         ids = {"mask": mask, "bos": bos, "eos": eos}
         if len(set(ids.values())) < 3 or not all(0 <= i < config.vocab for i in ids.values()):
             raise ValueError(f"mask, bos, eos: expected three ids below {config.vocab}, got {ids}")
-        super().__init__(config, rng=rng)
         D = config.d_model
         self.config, self.k = config, whole("k", k)
         self.mask, self.bos, self.eos = mask, bos, eos
-        self.places = StatePositions()
-        for block in self.encoder.blocks:
+        self.lm, self.places = MaskedLM(config, rng=rng), StatePositions()
+        for block in self.lm.encoder.blocks:
             block.attn.position = self.places
         self.place = nn.Embedding(config.context, D, rng=rng)
         self.query, self.key = nn.Linear(2 * D, D, rng=rng), nn.Linear(2 * D, D, rng=rng)
@@ -277,7 +276,7 @@ class ExLM(MaskedLM):
     def hidden(self, ids: Array, at: Expanded) -> Operand:
         """Output of the encoder for all states, (B, S, D)."""
         self.places.token, self.places.state = at.token, at.state
-        return self.encoder(np.take_along_axis(np.asarray(ids), at.token, 1), at.lengths)
+        return self.lm.encoder(np.take_along_axis(np.asarray(ids), at.token, 1), at.lengths)
 
     def forward(self, ids: Array, lengths: Any = None) -> tuple[Operand, Operand, Expanded]:
         """What the expanded states of texts (B, N) say, and how they follow each other.
@@ -293,7 +292,8 @@ class ExLM(MaskedLM):
         at = self.expand(ids, lengths)
         rows = np.arange(len(at.nodes))[:, None]
         h = getitem(self.hidden(ids, at), (rows, at.nodes))
-        logits = linear(self.norm(gelu(self.dense(h))), self.encoder.embed.token.weight, self.bias)
+        said = self.lm.norm(gelu(self.lm.dense(h)))  # the output layer of `MaskedLM`
+        logits = linear(said, self.lm.encoder.embed.token.weight, self.lm.bias)
         f = cat([h, self.place(at.nodes)], -1)
         E = transition_matrix(self._chunks(self.query(f)), self._chunks(self.key(f)), self.gate(f), at.counts)
         return log_softmax(logits, -1), E, at
@@ -314,7 +314,8 @@ class ExLM(MaskedLM):
                              f"elsewhere, got shape {targets.shape}")
         log_probs, E, at = self(ids, count)
         m = at.counts // self.k
-        spoken: np.ndarray = np.where(ids == self.mask, targets, ids)
+        spoken = np.array(ids)
+        spoken[ids == self.mask] = targets[ids == self.mask]
         at_split = np.take_along_axis(at.token, at.nodes[:, ::self.k], 1)  # the token of each k-th state
         return dag_alignment_loss(log_probs, spoken[np.arange(len(m))[:, None], at_split], E, m, at.counts)
 

@@ -194,7 +194,7 @@ def test_what_does_not_count_is_not_read(numba, monkeypatch):
 
 @pytest.mark.parametrize("numba", [True, False])
 def test_probabilities_far_below_the_smallest_number(numba, monkeypatch):
-    """Emissions of −500 each, and paths that differ by thousands: no underflow, and shares that sum to one."""
+    """Emissions of −500 each, paths that differ by thousands: no underflow, shares that sum to one."""
     monkeypatch.setattr(dispatch, "have_numba", lambda: numba)
     e, a = drawn(2, 6, 15)
     e *= 200

@@ -182,15 +182,15 @@ def by_hand(net, ids, targets):
     """ExLM's loss and best path of one text: loops for states, transitions, paths; the encoder is ours."""
     state, k, D, C = net.state_dict(), net.k, net.config.d_model, net.config.heads
     states = naive_expand(np.isin(ids, (MASK, BOS, EOS)), k)
-    for block in net.encoder.blocks:
+    for block in net.lm.encoder.blocks:
         block.attn.position = Fixed(states)
-    h = net.encoder(np.array([[ids[i] for i, _ in states]])).data[0]
-    for block in net.encoder.blocks:
+    h = net.lm.encoder(np.array([[ids[i] for i, _ in states]])).data[0]
+    for block in net.lm.encoder.blocks:
         block.attn.position = net.places
     nodes = [n for n, (_, j) in enumerate(states) if j]
     with no_grad():
-        words = net.norm(_gelu(h[nodes] @ state["dense.weight"].T + state["dense.bias"])).data
-    logits = words @ state["encoder.embed.token.weight"].T + state["bias"]
+        words = net.lm.norm(_gelu(h[nodes] @ state["lm.dense.weight"].T + state["lm.dense.bias"])).data
+    logits = words @ state["lm.encoder.embed.token.weight"].T + state["lm.bias"]
     f = np.concatenate([h[nodes], state["place.weight"][nodes]], 1)
     q, key = (f @ state[f"{name}.weight"].T + state[f"{name}.bias"] for name in ("query", "key"))
     chunks = [x.reshape(len(nodes), C, D // C).transpose(1, 0, 2) for x in (q, key)]
@@ -255,7 +255,8 @@ def test_gradients_of_the_model_are_those_of_differences():
         p.data = here
         np.testing.assert_allclose((p.grad * v).sum(), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-8,
                                    err_msg=name)
-    for name in ("query.weight", "key.weight", "gate.weight", "place.weight", "encoder.embed.token.weight"):
+    for name in ("query.weight", "key.weight", "gate.weight", "place.weight",
+                 "lm.encoder.embed.token.weight"):
         assert np.abs(dict(net.named_parameters())[name].grad).max() > 1e-6, name
 
 
