@@ -209,7 +209,7 @@ class RegularizedEncoderDecoder(EncoderDecoder):
         """
         if caches is not None:
             raise ValueError("caches: expected None; use TranslationStep(…, cache=False), or a GPT")
-        after = memory.shape[-2] if lengths is None else np.asarray(lengths)  # a target follows its own source
+        after = memory.shape[-2] if lengths is None else np.asarray(lengths)  # each target its own source
         x = self.embed(ids, after if self.consecutive else 0)
         visible = None if lengths is None else padding(lengths)
         for n, block in enumerate(self.blocks):

@@ -256,6 +256,15 @@ def test_post_norm_has_no_last_norm():
     check_causal(lambda t: model(source, t), ids, change=bump)
 
 
+def test_by_default_all_additions_are_there():
+    model = PartialAttentionLM(SMALL, rng=np.random.default_rng(0))
+    assert model.bidirectional and model.restart and model.source_loss == 0
+    assert model.segment.weight.shape == (2, 6) and model.segment.weight.data.any()
+    gpt = GPT(SMALL, rng=np.random.default_rng(0))
+    cross = 4 * (6 * 6 + 6) + 2 * 6  # four projections and a norm
+    assert model.num_parameters() - gpt.num_parameters() == 2 * cross + 2 * 6
+
+
 def test_the_stream_is_open_to_hooks():
     model = make()
     source, ids, _ = draw(1, 4, 3)
