@@ -21,8 +21,33 @@ from .seq2seq import EncoderDecoder
 from .state_graph import dag_alignment_loss, transition_matrix
 from .vit import ViT, patches
 
-__all__ = ["Block", "Config", "Cost", "DepthReport", "Encoder", "EncoderDecoder", "ExLM", "GPT",
-           "LayerwiseShortcutGPT", "MaskedLM", "PartialAttentionLM", "RegularizedEncoderDecoder", "Step",
-           "TranslationStep", "ViT", "count", "dag_alignment_loss", "depth_attention", "generate", "load",
-           "mask_tokens", "patches", "repeated_mlm_batch", "rope_2d", "source_attention_mass",
-           "source_mass_bounds", "source_sensitivity", "transition_matrix"]
+__all__ = [
+    "GPT",
+    "Block",
+    "Config",
+    "Cost",
+    "DepthReport",
+    "Encoder",
+    "EncoderDecoder",
+    "ExLM",
+    "LayerwiseShortcutGPT",
+    "MaskedLM",
+    "PartialAttentionLM",
+    "RegularizedEncoderDecoder",
+    "Step",
+    "TranslationStep",
+    "ViT",
+    "count",
+    "dag_alignment_loss",
+    "depth_attention",
+    "generate",
+    "load",
+    "mask_tokens",
+    "patches",
+    "repeated_mlm_batch",
+    "rope_2d",
+    "source_attention_mass",
+    "source_mass_bounds",
+    "source_sensitivity",
+    "transition_matrix",
+]
