@@ -2,12 +2,22 @@
 
 from .block import Block
 from .config import Config
+from .correction import adaptive_correction_sampler, linear_moves, mdlm_sampler
 from .count import Cost, count
 from .decoder_only import RegularizedEncoderDecoder
 from .encoder import Encoder, MaskedLM, mask_tokens
 from .exlm import ExLM, repeated_mlm_batch, rope_2d
 from .generate import Step, TranslationStep, generate
 from .gpt import GPT
+from .hybrid_noise import (
+    epsilon_hybrid_loss,
+    epsilon_hybrid_noise,
+    gamma_hybrid_loss,
+    gamma_hybrid_noise,
+    score_entropy,
+)
+from .hyperschedule import Hyperschedule, hyperschedule_mask, training_mask
+from .hyperschedule_lm import HyperscheduleLM, block_loss, block_times, scheduled_generate
 from .layerwise import LayerwiseShortcutGPT, depth_attention
 from .layerwise_report import DepthReport
 from .partial_attention import (
@@ -30,6 +40,8 @@ __all__ = [
     "Encoder",
     "EncoderDecoder",
     "ExLM",
+    "Hyperschedule",
+    "HyperscheduleLM",
     "LayerwiseShortcutGPT",
     "MaskedLM",
     "PartialAttentionLM",
@@ -37,17 +49,30 @@ __all__ = [
     "Step",
     "TranslationStep",
     "ViT",
+    "adaptive_correction_sampler",
+    "block_loss",
+    "block_times",
     "count",
     "dag_alignment_loss",
     "depth_attention",
+    "epsilon_hybrid_loss",
+    "epsilon_hybrid_noise",
+    "gamma_hybrid_loss",
+    "gamma_hybrid_noise",
     "generate",
+    "hyperschedule_mask",
+    "linear_moves",
     "load",
     "mask_tokens",
+    "mdlm_sampler",
     "patches",
     "repeated_mlm_batch",
     "rope_2d",
+    "scheduled_generate",
+    "score_entropy",
     "source_attention_mass",
     "source_mass_bounds",
     "source_sensitivity",
+    "training_mask",
     "transition_matrix",
 ]
