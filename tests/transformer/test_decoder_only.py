@@ -292,16 +292,21 @@ def test_weighted_loss_without_source_tokens():
 
 
 def test_joint_mask_asks_source_and_target_apart():
-    even = lambda b, h, i, j: j % 2 == 0  # noqa: E731
-    for source in (None, even):
-        mask = joint_mask(3, causal, source)
-        for i, j in np.ndindex(4, 7):
-            want = (source is None or j % 2 == 0) if j < 3 else j - 3 <= i
-            assert bool(mask(0, 0, i, j)) is want
-    i, j = np.arange(4)[:, None], np.arange(7)
-    grid = joint_mask(3, causal, even)(0, 0, i, j)
-    assert grid.dtype == bool and grid.tolist() == [[bool(joint_mask(3, causal, even)(0, 0, a, b))
-                                                     for b in range(7)] for a in range(4)]
+    """With masks that depend on all four numbers, for four numbers and for all at once."""
+
+    def target(b, h, i, j):
+        return j + b < i + h
+
+    def of_source(b, h, i, j):
+        return (b + h + i + j) % 2 == 0
+
+    for source in (None, of_source):
+        mask = joint_mask(3, target, source)
+        grid = mask(*np.ogrid[:2, :2, :4, :7])
+        assert grid.dtype == bool and grid.shape == (2, 2, 4, 7)
+        for b, h, i, j in np.ndindex(grid.shape):
+            want = (source is None or source(b, h, i, j)) if j < 3 else target(b, h, i, j - 3)
+            assert bool(mask(b, h, i, j)) is want is bool(grid[b, h, i, j])
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])

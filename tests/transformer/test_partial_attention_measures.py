@@ -93,7 +93,8 @@ def test_bounds_at_their_ends():
     low, high = source_mass_bounds(3, [1, 2], 0.0)
     np.testing.assert_allclose([low, high], [[3 / 4, 3 / 5]] * 2, rtol=1e-15)
     assert low.dtype == np.float64
-    assert source_mass_bounds(3, np.ones(1, np.float32), 0.1)[0].dtype == np.float64 and source_mass_bounds(3, 2, 0.5)[0].shape == ()
+    assert source_mass_bounds(3, np.ones(1, np.float32), 0.1)[0].dtype == np.float64
+    assert source_mass_bounds(3, 2, 0.5)[0].shape == ()
 
 
 def test_bounds_refuse_bad_input():
