@@ -328,8 +328,7 @@ def is_grad_enabled() -> bool:
 def override_derivative(op: Callable, rule: Callable) -> Iterator[None]:
     """Within the context, backward passes use `rule` as the derivative of the primitive `op`.
 
-    Attribution methods (guided backpropagation, relevance propagation) are such rules. `rule` has the
-    signature of a derivative, ``rule(g, out, *args, **options)``.
+    Such rules are attribution methods; ``rule(g, out, *args, **options)`` is called as any derivative.
     """
     if not hasattr(op, "derivative"):
         raise TypeError(f"op: expected a primitive, got {getattr(op, '__name__', op)!r}")
