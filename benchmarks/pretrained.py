@@ -1,13 +1,14 @@
-"""SmolLM2-135M beside transformers: time to load it, to read 1,024 tokens and to write, and the memory it takes.
+"""SmolLM2-135M beside transformers: time to load it, to read 1,024 tokens and to write, and the memory it
+takes.
 
     python benchmarks/pretrained.py [--json FILE] [--repeats 5] [--threads 2]
 
-Each side lives in a process of its own, which imports everything first and then does what it is told; one at a time
-works, in turn, so that whatever else the machine is doing falls on all. Both read the same GGUF file; transformers
-computes in float32, as we do with weights in any form. Its loading is that of the model alone, ours has the tokenizer
-with it. Memory is the peak of a process beyond what it had after its imports (and after a toy model has run: some
-modules and all compiled code come in with the first call), when it has loaded the model, read 992 tokens, 256 at a
-time, and written 32.
+Each side lives in a process of its own, which imports everything first and then does what it is told; one
+at a time works, in turn, so that whatever else the machine is doing falls on all. Both read the same GGUF
+file; transformers computes in float32, as we do with weights in any form. Its loading is that of the model
+alone, ours has the tokenizer with it. Memory is the peak of a process beyond what it had after its imports
+(and after a toy model has run: some modules and all compiled code come in with the first call), when it has
+loaded the model, read 992 tokens, 64 at a time, and written 32.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from report import report
 
-PROMPT, WRITTEN, CHUNK = 1024, 32, 256
+PROMPT, WRITTEN, CHUNK = 1024, 32, 64
 FORMS = ("float32", "float16", "q4")
 PEER = "transformers"
 NAMES = (*FORMS, PEER)
@@ -44,10 +45,11 @@ class Ours:
         from minattn.transformer.pretrained.packing import pack_model
 
         self._load, self.weights = load, weights
-        toy = Config(vocab=64, context=64, layers=1, heads=2, kv_heads=1, d_model=64, d_mlp=64, norm="rms",
-                     activation="swiglu", position="rope", bias=False)
-        self.model = pack_model(GPT(toy, rng=np.random.default_rng(0)).eval(), weights)
-        self.step([1], self.forward([1] * 64)[1])
+        toy = Config(vocab=64, context=CHUNK, layers=1, heads=2, kv_heads=1, d_model=512, d_mlp=512,
+                     norm="rms", activation="swiglu", position="rope", bias=False)
+        self.model: Any = pack_model(GPT(toy, rng=np.random.default_rng(0)).eval(), weights)
+        self.step([1], self.forward([1] * CHUNK)[1])
+        self.model = None
 
     def load(self) -> None:
         self.model = self._load("smollm2", self.weights)
@@ -82,10 +84,11 @@ class Theirs:
 
         torch.set_num_threads(threads)
         self.torch, self._class, self.path = torch, AutoModelForCausalLM, Path(path)
-        toy = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        toy = LlamaConfig(vocab_size=64, hidden_size=512, intermediate_size=512, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=1)
         self.model = AutoModelForCausalLM.from_config(toy).eval()
-        self.step([1], self.forward([1] * 64)[1])
+        self.step([1], self.forward([1] * CHUNK)[1])
+        self.model = None
 
     def load(self) -> None:
         self.model = self._class.from_pretrained(self.path.parent, gguf_file=self.path.name,
@@ -96,7 +99,8 @@ class Theirs:
 
     def step(self, ids: Any, cache: Any, last: bool = True) -> tuple[int, Any]:
         with self.torch.inference_mode():
-            out = self.model(self.torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=int(last))
+            out = self.model(self.torch.tensor([ids]), past_key_values=cache, use_cache=True,
+                             logits_to_keep=int(last))
         return int(out.logits[0, -1].argmax()), out.past_key_values
 
     def sizes(self, cache: Any) -> tuple[int, int]:
@@ -200,7 +204,7 @@ def measure(repeats: int, threads: int) -> tuple[dict, dict]:
                 if repeat >= 0:
                     times[command][name].append(answer["seconds"])
             if answers["float32"]["found"] != answers[PEER]["found"]:
-                print(f"{command}: float32 found {answers['float32']['found']}, {PEER} {answers[PEER]['found']}")
+                print(f"{command}: tokens differ, {answers['float32']['found']}, {answers[PEER]['found']}")
     for worker in workers.values():
         worker.close()
     return times, memories
@@ -235,13 +239,14 @@ def main() -> None:
     times, memories = measure(args.repeats, args.threads)
     for command, found in times.items():
         for name in FORMS:
-            report(f"SmolLM2-135M, {command}, weights in {name}", {name: found[name], PEER: found[PEER]}, ours=name,
-                   json=args.json)
+            pair = {name: found[name], PEER: found[PEER]}
+            report(f"SmolLM2-135M, {command}, weights in {name}", pair, ours=name, json=args.json)
     for name, m in memories.items():
         peak = m["peak"] - m["imported"]
         print(f"\nmemory of {name}: weights {m['weights'] / 1e6:.0f} MB, cache {m['cache'] / 1e6:.0f} MB")
-        report(f"SmolLM2-135M, memory, {name}", {"peak": [peak], "1.1 w + cache": [1.1 * m["weights"] + m["cache"]]},
-               ours="peak", unit="MB", json=args.json)
+        allowed = 1.1 * m["weights"] + m["cache"]
+        report(f"SmolLM2-135M, memory, {name}", {"peak": [peak], "1.1 w + cache": [allowed]}, ours="peak",
+               unit="MB", json=args.json)
 
 
 if __name__ == "__main__":

@@ -100,13 +100,23 @@ class KVCache:
 
 
 class AppendCache(KVCache):
-    """Keeps every position. A full buffer doubles, so that n single steps copy O(n) entries, not O(n²)."""
+    """Keeps every position. A full buffer doubles, so that n single steps copy O(n) entries, not O(n²).
+
+    Parameters
+    ----------
+    reserve : int
+        Room for so many positions from the start: whoever knows the length in advance needs no copies.
+    """
+
+    def __init__(self, reserve: int = 0) -> None:
+        self.reserve = whole("reserve", reserve, 0)
+        super().__init__()
 
     def append(self, k: Operand, v: Operand) -> Cached:
         k, v = self._taken(k, v)
         start, self.length = self.length, self.length + k.shape[2]
         if self._k is None or self.length > self._k.shape[2]:
-            self._resize(k, v, max(self.length, 2 * start))
+            self._resize(k, v, max(self.length, 2 * start, self.reserve))
             self._positions = np.arange(self._k.shape[2])
         self._k[:, :, start : self.length], self._v[:, :, start : self.length] = k, v
         return self.read()

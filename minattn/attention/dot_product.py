@@ -30,7 +30,7 @@ from .normalizers import Normalizer, normalizer_named
 ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
 
 TILED = 64 * 64
-"""From so many pairs of query and key on, where no gradient is recorded, `flash_attention` computes in tiles."""
+"""From so many pairs of query and key on `flash_attention` computes in tiles, if no gradient is recorded."""
 
 
 def naive_attention(q: Array, k: Array, v: Array, *, score_mod: ScoreMod | None = None,

@@ -1,4 +1,5 @@
-"""Attention forward in tiles: the N × M scores never exist at once, and tiles that a mask hides are not computed.
+"""Attention forward in tiles: the N × M scores never exist at once, and tiles that a mask hides are not
+computed.
 
                  keys →                     for each tile of queries:
     queries  ┌────┬────┬────┬────┐              m = −∞, l = 0, o = 0
@@ -10,9 +11,9 @@
              └────┴────┴────┴────┘                  o = o exp(m − m') + P V,   m = m'
     causal: ██ all seen, ▞ in part              out = o / l,   log-sum-exp = m + ln l
 
-Milakov and Gimelshein 2018 (arXiv 1805.02867) for the running maximum, Dao et al. 2022 (arXiv 2205.14135) for the
-tiles. Query heads that share a key head are more rows of one product. The products are BLAS's; what lies between
-them is `absorb`, in one pass over a tile when compiled (`cpu/flash.py`).
+Milakov and Gimelshein 2018 (arXiv 1805.02867) for the running maximum, Dao et al. 2022 (arXiv 2205.14135)
+for the tiles. Query heads that share a key head are more rows of one product. The products are BLAS's; what
+lies between them is `absorb`, in one pass over a tile when compiled (`cpu/flash.py`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ QUERIES, KEYS = 128, 512
 def absorb_reference(s: Array, top: Array, total: Array, o: Array) -> None:
     """Turn a tile of scores s (R, C) into weights exp(s − new maximum), in place.
 
-    The running maxima `top` (R,) and sums `total` (R,) take the tile in, and o (R, Dv) is scaled to the new maxima. A
-    row that has seen −∞ alone has a sum of 0 and weights 0.
+    The running maxima `top` (R,) and sums `total` (R,) take the tile in, and o (R, Dv) is scaled to the new
+    maxima. A row that has seen −∞ alone has a sum of 0 and weights 0.
     """
     new = np.maximum(top, s.max(1))
     shift = np.where(new == -np.inf, 0, new)
@@ -60,8 +61,8 @@ def flash_attention(q: Array, k: Array, v: Array, *, scale: float, visible: Visi
         Hk divides H. Views with contiguous rows are used as they are.
     scale : float
     visible : callable, optional
-        ``visible(start, stop)`` says which keys the queries from `start` to `stop` see: booleans that broadcast to
-        (B, H, stop − start, M).
+        ``visible(start, stop)`` says which keys the queries from `start` to `stop` see: booleans that
+        broadcast to (B, H, stop − start, M).
 
     Returns
     -------
@@ -82,7 +83,7 @@ def flash_attention(q: Array, k: Array, v: Array, *, scale: float, visible: Visi
 
 
 def _tile_of_queries(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[Array, Array, Array]:
-    """o, running maxima and sums of all rows of q (B, H, n, D), one after another, once every key has passed."""
+    """o, running maxima and sums of the rows of q (B, H, n, D), as one axis, once every key has passed."""
     (B, H, n, _), (Hk, M, Dv) = q.shape, v.shape[1:]
     R = B * H * n
     top, total, o = np.full(R, -np.inf, q.dtype), np.zeros(R, q.dtype), np.zeros((R, Dv), q.dtype)
@@ -90,7 +91,7 @@ def _tile_of_queries(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[
     first, last = (0, M) if seen is None else _span(seen, M)
     step = absorb_reference
     if compiled(q):
-        from .cpu.flash import absorb as step  # type: ignore[no-redef]
+        from .cpu.flash import absorb as step
     for at in range(first, last, KEYS):
         columns = slice(at, min(at + KEYS, last))
         s = grouped @ k[:, :, columns].mT

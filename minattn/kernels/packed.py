@@ -4,17 +4,16 @@
     q8_0      K/32 blocks of 34 bytes: d | q_0 … q_31                    w_j = d q_j       8.5
     q4_1      K/32 blocks of 20 bytes: d m | q_0 q_16, q_1 q_17, …       w_j = d q_j + m   5
 
-d and m are float16, q of q8_0 is a signed byte, and of q4_1 a nibble, two to a byte, the first in the lower half.
-The layout is that of GGUF files, so that a memory-mapped file is used as it is.
+d and m are float16, q of q8_0 is a signed byte, and of q4_1 a nibble, two to a byte, the first in the lower
+half. The layout is that of GGUF files, so that a memory-mapped file is used as it is.
 
-A product with few vectors unpacks each weight in a register (`cpu/packed.py`): it is read once, and reading is
-what costs. With many, tiles of the matrix are unpacked and multiplied by BLAS. The reference in NumPy, `_unpacked`,
-stands in for the compiled forms.
+A product with few vectors unpacks each weight in a register (`cpu/packed.py`): it is read once, and reading
+is what costs. With many, tiles of the matrix are unpacked and multiplied by BLAS. The reference in NumPy,
+`_unpacked`, stands in for the compiled forms.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +37,8 @@ FEW = 4
 WIDE = 1 << 21
 """Products of so many numbers are shared out among threads."""
 
-TILE = 1 << 21
-"""Weights that are unpacked at a time, 8 MB in float32."""
+TILE = 1 << 19
+"""Weights that are unpacked at a time, 2 MB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +49,8 @@ class Packed:
     ----------
     kind : {"float16", "q4_1", "q8_0"}
     data : array (R, stored)
-        Rows as they are stored: bits of float16 in uint16, blocks as uint8 (q4_1) or int8 (q8_0). May be a view of
-        a memory-mapped file.
+        Rows as they are stored: bits of float16 in uint16, blocks as uint8 (q4_1) or int8 (q8_0). May be a
+        view of a memory-mapped file.
     shape : (R, K)
 
     Raises
@@ -106,16 +105,20 @@ def _unpacked(kind: str, data: Array) -> np.ndarray:
     """Packed rows in float32."""
     if kind == "float16":
         return data.view(np.float16).astype(np.float32)
-    _, width, stored = KINDS[kind]
+    stored = KINDS[kind][2]
     blocks = np.ascontiguousarray(data).view(np.uint8).reshape(len(data), -1, stored)
-    scales = 4 if kind == "q4_1" else 2
-    d, *m = np.split(np.ascontiguousarray(blocks[..., :scales]).view(np.float16).astype(np.float32), scales // 2, -1)
-    q = blocks[..., scales:]
+    d = _scale(blocks[..., :2])
     if kind == "q4_1":
-        values = np.concatenate([q & 15, q >> 4], -1) * d + m[0]
+        q = blocks[..., 4:]
+        values = np.concatenate([q & 15, q >> 4], -1) * d + _scale(blocks[..., 2:4])
     else:
-        values = q.view(np.int8) * d
+        values = blocks[..., 2:].view(np.int8) * d
     return values.reshape(len(data), -1)
+
+
+def _scale(pair: Array) -> np.ndarray:
+    """float16 numbers, given as their bytes (…, 2), in float32, (…, 1)."""
+    return np.ascontiguousarray(pair).view(np.float16).astype(np.float32)
 
 
 def pack(array: Array, kind: str) -> Packed:
@@ -126,7 +129,8 @@ def pack(array: Array, kind: str) -> Packed:
     Raises
     ------
     ValueError
-        If `array` is no matrix of finite numbers, or K is no multiple of a block, or a number is beyond float16.
+        If `array` is no matrix of finite numbers, or K is no multiple of a block, or a number is beyond
+        float16.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")

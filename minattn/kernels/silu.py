@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from minattn.autograd import elementwise, primitive
-from minattn.autograd.engine import Array, Operand
+from minattn.autograd.engine import Array, is_grad_enabled
 
 from .dispatch import compiled, launch
 
@@ -17,10 +17,14 @@ def _fused_silu(x: Array, /) -> tuple[Array, Array | None]:
     """Sigmoid linear unit x σ(x)."""
     if not compiled(x):
         return elementwise.silu(x), None
-    from .cpu.silu import value_and_slope
+    from .cpu.silu import value, value_and_slope
 
     x = np.asarray(x, order="C")
-    out, slope = np.empty_like(x), np.empty_like(x)
+    out = np.empty_like(x)
+    if not is_grad_enabled():
+        launch(value, x.reshape(-1), out.reshape(-1))
+        return out, None
+    slope = np.empty_like(x)
     launch(value_and_slope, x.reshape(-1), out.reshape(-1), slope.reshape(-1))
     return out, slope
 

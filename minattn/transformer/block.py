@@ -20,6 +20,7 @@ from minattn.attention.position import ALiBi, PositionEncoding, RoPE
 from minattn.autograd.engine import Operand
 
 from .config import Config
+from .one_step import one_step
 
 
 def naive_block(x: np.ndarray, state: dict[str, np.ndarray], heads: int) -> np.ndarray:
@@ -79,7 +80,7 @@ def make_mlp(config: Config, rng: np.random.Generator) -> nn.Module:
 def make_position(config: Config) -> PositionEncoding | None:
     """What the attention layers themselves know of positions: a rotation, a bias, or nothing."""
     if config.position == "rope":
-        return RoPE(config.d_head, config.rope_base, pairing="half")
+        return RoPE(config.d_head, config.rope_base, pairing="half", scaling=config.rope_scaling)
     return ALiBi(config.heads) if config.position == "alibi" else None
 
 
@@ -130,6 +131,8 @@ class Block(nn.Module):
         `mask_mod` says which positions are visible, `cache` holds keys and values of earlier positions,
         `memory` (B, M, D) is what a block with cross-attention attends to, through `memory_mask`.
         """
+        if memory is None and type(self) is Block and (out := one_step(self, x, mask_mod, cache)) is not None:
+            return out
         x = self.hook_resid_pre(x)
         x = self._add(x, self.norm1, lambda h: self.attn(h, mask_mod=mask_mod, cache=cache))
         if memory is not None:

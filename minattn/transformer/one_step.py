@@ -1,7 +1,8 @@
 """Generation's hot path: one new position through a block in two compiled calls.
 
-`one_step` computes what `Block.forward` computes, for a Llama's block, when nobody looks inside: no gradient is
-recorded and no hook listens. It has no arithmetic of its own; that is in `minattn.kernels.cpu.decoder`.
+`one_step` computes what `Block.forward` computes, for a Llama's block, when nobody looks inside: no
+gradient is recorded and no hook listens. It has no arithmetic of its own; that is in
+`minattn.kernels.cpu.decoder`.
 """
 
 from __future__ import annotations
@@ -23,21 +24,23 @@ CACHES = (AppendCache, RingCache, WindowCache)
 
 
 def one_step(block: Any, x: Operand, mask_mod: Any, cache: Any) -> Tensor | None:
-    """x (B, 1, D) → (B, 1, D) through `block`; None, and nothing has changed, where only the readable form serves.
+    """x (B, 1, D) → (B, 1, D) through `block`; None, and nothing has changed, where only the readable form
+    serves.
 
-    It serves pre-norm blocks with RMS norms, rotary positions on whole heads, SwiGLU and no biases, in float32 with
-    matrices in float32 or packed, up to a few sequences under the causal mask, with the caches in `CACHES`.
+    It serves pre-norm blocks with RMS norms, rotary positions on whole heads, SwiGLU and no biases, in
+    float32 with matrices in float32 or packed, up to a few sequences under the causal mask, with the caches
+    in `CACHES`.
     """
     if x.shape[1] != 1 or len(x) > FEW or mask_mod is not causal or type(cache) not in CACHES:
         return None
     x, attn, mlp = raw(x), block.attn, block.mlp
     if is_grad_enabled() or not compiled(x) or not _is_llama(block, attn, mlp) or _watched(block, attn, mlp):
         return None
-    w = [_matrix(m) for m in (attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj, mlp.gate, mlp.up, mlp.down)]
-    gains = [raw(block.norm1.weight), raw(block.norm2.weight)]
+    layers = (attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj, mlp.gate, mlp.up, mlp.down)
+    w, gains = [_matrix(m) for m in layers], [raw(block.norm1.weight), raw(block.norm2.weight)]
     D = attn.position.dim
-    if (any(m is None or m.dtype != w[0].dtype for m in w) or len(w[0]) != D * attn.n_heads
-            or len(w[2]) != D * attn.n_kv_heads or not x.dtype == gains[0].dtype == gains[1].dtype == np.float32):
+    if (any(m is None or m.dtype != w[0].dtype for m in w) or any(a.dtype != np.float32 for a in (x, *gains))
+            or (len(w[0]), len(w[2])) != (D * attn.n_heads, D * attn.n_kv_heads)):
         return None
     from minattn.kernels.cpu.decoder import enter, leave
 
@@ -66,7 +69,7 @@ def _watched(block: Any, attn: Any, mlp: Any) -> bool:
                for part in (owner, *(p for p in vars(owner).values() if isinstance(p, nn.Module))))
 
 
-def _matrix(layer: Any) -> Array | None:
+def _matrix(layer: Any) -> Any:
     """The weights of a linear layer as the kernels take them, or None."""
     if layer.bias is not None:
         return None

@@ -6,9 +6,10 @@
                 ├── norm ── W_gate W_up ── silu(g) u ── W_down ──(+)──► x
                 └──────────────────────────────────────────────────┘
 
-This is `Block.forward` for sequences of length 1: there a few hundred calls for a few microseconds of work each,
-here two, in which memory decides, since every weight is read once. Matrices are float32 or packed (`packed.py`). All
-of it runs on one thread: there are five places in a block where threads would have to meet, at 20 to 100 µs a time.
+This is `Block.forward` for sequences of length 1: there a few hundred calls for a few microseconds of work
+each, here two, in which memory decides, since every weight is read once. Matrices are float32 or packed
+(`packed.py`). All of it runs on one thread: there are five places in a block where threads would have to
+meet, at 20 to 100 µs a time.
 """
 
 import math
@@ -91,7 +92,8 @@ def leave(x, q, keys, values, n, w_o, gain, eps, w_gate, w_up, w_down):
     out, down = np.empty_like(x), np.empty_like(x)
     multiply(w_o, attend(q, keys, values, n), out)
     out += x
-    h, gate, up = rms_normed(out, gain, eps), np.empty((B, hidden), np.float32), np.empty((B, hidden), np.float32)
+    h = rms_normed(out, gain, eps)
+    gate, up = np.empty((B, hidden), np.float32), np.empty((B, hidden), np.float32)
     multiply(w_gate, h, gate)
     multiply(w_up, h, up)
     for b in range(B):

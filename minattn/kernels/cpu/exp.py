@@ -1,9 +1,10 @@
-"""e^x in float32, in arithmetic that vector units have: LLVM calls the C library for `math.exp`, once an entry.
+"""e^x in float32, in arithmetic that vector units have: LLVM calls the C library for `math.exp`, once an
+entry.
 
     x = n ln 2 + r, |r| ≤ ln 2 / 2        e^x = 2ⁿ (1 + r + r² P(r))
 
-2ⁿ is the number whose exponent bits are n + 127. P, of degree 4, was fitted by us; its relative error in e^r is
-3·10⁻⁹, so rounding alone is left: less than 2·10⁻⁷.
+2ⁿ is the number whose exponent bits are n + 127. P, of degree 4, was fitted by us; its relative error in
+e^r is 3·10⁻⁹, so rounding alone is left: less than 2·10⁻⁷.
 """
 
 import math

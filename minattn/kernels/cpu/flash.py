@@ -1,4 +1,4 @@
-"""The part of tiled attention that is not a product of matrices: a tile of scores becomes a tile of weights."""
+"""What tiled attention does between its products: a tile of scores becomes a tile of weights."""
 
 import numpy as np
 from numba import njit, prange

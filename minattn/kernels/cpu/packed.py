@@ -3,12 +3,12 @@
 The dtype of the array says how a row of K weights is stored:
 
     float32, float64   K numbers
-    uint16             K half-precision numbers          s eeeee mmmmmmmmmm
-    uint8     (q4_1)   K/32 blocks of 20 bytes           d m | 16 bytes: w[j] = d · low + m, w[16+j] = d · high + m
-    int8      (q8_0)   K/32 blocks of 34 bytes           d | 32 bytes:   w[j] = d · byte
+    uint16             K half-precision numbers    s eeeee mmmmmmmmmm
+    uint8     (q4_1)   K/32 blocks of 20 bytes     d m | 16 bytes: w[j] = d · low + m, w[16+j] = d · high + m
+    int8      (q8_0)   K/32 blocks of 34 bytes     d | 32 bytes:   w[j] = d · byte
 
-A block's part of the sum is d Σ q_j x_j + m Σ x_j, so that m costs one product a block. Memory decides the time
-of wide rows; the others need about three instructions for 16 weights.
+A block's part of the sum is d Σ q_j x_j + m Σ x_j, so that m costs one product a block. Memory decides the
+time of wide rows; the others need about three instructions for 16 weights.
 """
 
 import numpy as np
@@ -28,8 +28,8 @@ def half(bits):
     return np.uint32(moved | sign).view(np.float32) * LIFT
 
 
-# ---- one row times one vector.  `n` is the length of an inner loop that is always the same: written as a number
-# it would be unrolled, and the outer loop made parallel instead, with a gather for each load.
+# ---- one row times one vector.  `n` is the length of an inner loop that is always the same: written as a
+# number it would be unrolled, and the outer loop made parallel instead, with a gather for each load.
 
 
 def _dot_dense(w, scales, r, x, sums, n):
@@ -143,7 +143,7 @@ def multiply(w, x, out):
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def multiply_wide(w, x, out):
-    """The same for a large W, a run of rows a thread. To start the threads takes as long as a million weights."""
+    """The same for a large W, a run of rows a thread: to start them takes as long as a million weights."""
     scales, sums = w.view(np.uint16), block_sums(x)
     for r in prange(len(w)):
         for b in range(len(x)):

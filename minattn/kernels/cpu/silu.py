@@ -1,4 +1,4 @@
-"""SiLU and its slope in one pass."""
+"""SiLU, alone or with its slope, in one pass."""
 
 from numba import njit, prange
 
@@ -13,3 +13,10 @@ def value_and_slope(x, out, slope):
         s = one / (one + exp(-x[i]))
         out[i] = x[i] * s
         slope[i] = s * (one + x[i] * (one - s))
+
+
+@njit(parallel=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def value(x, out):
+    """out = x σ(x)."""
+    for i in prange(x.size):
+        out[i] = x[i] / (x.dtype.type(1) + exp(-x[i]))

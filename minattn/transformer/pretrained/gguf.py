@@ -1,7 +1,7 @@
 """GGUF, the file of llama.cpp: metadata, then named tensors, many of them in blocks of few bits.
 
     "GGUF"  version  tensors  entries │ key type value … │ name axes sizes type offset … │ padding │ data
-     4 B      u32      u64      u64        metadata           one a tensor                   to a multiple of 32
+     4 B      u32      u64      u64        metadata           one a tensor                to 32 bytes
 
 Numbers are little-endian, strings a length (u64) and UTF-8. Sizes come innermost axis first.
 """
@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import struct
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ class _Entry(NamedTuple):
     """Where a tensor lies in the file, and as what."""
 
     kind: str
-    shape: tuple[int, ...]
+    shape: Any
     offset: int
     stored: tuple[tuple[int, ...], np.dtype]
 
@@ -43,8 +44,8 @@ class GGUF:
 
     Attributes
     ----------
-    fields : dict of str to number, str, or list of them
-        The metadata.
+    fields : mapping of str to number, str, or list of them
+        The metadata; lists are read when they are asked for.
     tensors : dict of str to (kind, shape, offset, stored)
 
     Raises
@@ -57,7 +58,7 @@ class GGUF:
         self.path = os.fspath(path)
         try:
             with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writable views, the file stays
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writable; the file stays
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
             raise CheckpointError(f"{self.path}: cannot be read: {error}") from error
         self._at = 0
@@ -76,10 +77,12 @@ class GGUF:
         version, tensors, entries = self._numbers("IQQ")
         if version not in (2, 3):
             raise self._broken(f"expected version 2 or 3, got {version}")
-        self.fields = {self._string(): self._value(*self._numbers("I")) for _ in range(entries)}
+        self.fields = _Fields({self._string(): self._value(*self._numbers("I")) for _ in range(entries)})
         found = [self._tensor() for _ in range(tensors)]
         align = self.fields.get("general.alignment", 32)
         start = -(-self._at // align) * align
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED, 0, self._at)  # the vocabulary, until it is asked for
         self.tensors = {name: entry._replace(offset=start + entry.offset) for name, entry in found}
         for name, entry in self.tensors.items():
             if entry.offset + _nbytes(entry) > len(self._map):
@@ -101,13 +104,31 @@ class GGUF:
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
+            start = self._at
             kind, count = self._numbers("IQ")
-            if kind in _NUMBERS:
-                return list(self._numbers(f"{count}{_NUMBERS[kind]}"))
-            return [self._value(kind) for _ in range(count)]
+            self._skip(kind, count)
+            return lambda: self._array(start)
         if kind not in _NUMBERS:
             raise self._broken(f"metadata of unknown type {kind}")
         return self._numbers(_NUMBERS[kind])[0]
+
+    def _skip(self, kind: int, count: int) -> None:
+        """Pass over the entries of an array."""
+        if kind in _NUMBERS:
+            self._at += count * struct.calcsize(f"<{_NUMBERS[kind]}")
+        elif kind == _STRING:
+            length = struct.Struct("<Q")
+            for _ in range(count):
+                self._at += 8 + length.unpack_from(self._map, self._at)[0]
+        else:
+            raise self._broken(f"metadata with an array of type {kind}")
+
+    def _array(self, start: int) -> list:
+        self._at = start
+        kind, count = self._numbers("IQ")
+        if kind == _STRING:
+            return [self._string() for _ in range(count)]
+        return list(self._numbers(f"{count}{_NUMBERS[kind]}"))
 
     def _tensor(self) -> tuple[str, _Entry]:
         name, (axes,) = self._string(), self._numbers("I")
@@ -139,8 +160,33 @@ class GGUF:
             data = np.frombuffer(self._map, dtype, count, entry.offset)
         else:
             data = np.fromfile(self.path, dtype, count, offset=entry.offset)
+            self._leave(entry)
         data = data.reshape(shape)
         return data if entry.kind == "float32" else Packed(entry.kind, data, entry.shape)
+
+    def _leave(self, entry: _Entry) -> None:
+        """Keep the pages of a tensor that was copied from being mapped along with their neighbours."""
+        first = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (entry.offset + _nbytes(entry)) // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(self._map, "madvise") and last > first:
+            self._map.madvise(mmap.MADV_RANDOM, first, last - first)
+
+
+class _Fields(Mapping):
+    """Values by name, those that are functions called first."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._values[name]
+        return value() if callable(value) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def _nbytes(entry: _Entry) -> int:

@@ -23,8 +23,9 @@ def pack_model(model: nn.Module, weights: str) -> nn.Module:
     model : Module
         Tied matrices stay tied. What is left in float32: norms, biases, position tables, convolutions.
     weights : {"float32", "float16", "q4"}
-        "float32" leaves everything as it is. "q4" keeps matrices in 4 bits and a scale (q4_1), and embeddings with
-        what is tied to them in 8 (q8_0), as GGUF files do; rows of other than a multiple of 32 weights in float16.
+        "float32" leaves everything as it is. "q4" keeps matrices in 4 bits and a scale (q4_1), and
+        embeddings with what is tied to them in 8 (q8_0), as GGUF files do; rows of other than a multiple of
+        32 weights in float16.
 
     Raises
     ------
@@ -35,7 +36,8 @@ def pack_model(model: nn.Module, weights: str) -> nn.Module:
         raise ValueError(f"weights: expected one of {', '.join(STORED)}, got {weights!r}")
     if STORED[weights] is None:
         return model
-    layers = [(name, m) for name, m in model.named_modules(unique=False) if type(m) in (nn.Linear, nn.Embedding)]
+    layers: list[tuple[str, Any]] = [(name, module) for name, module in model.named_modules(unique=False)
+                                     if type(module) in (nn.Linear, nn.Embedding)]
     tables = {id(m.weight) for _, m in layers if isinstance(m, nn.Embedding)}
     done: dict[int, Packed] = {}
     for name, layer in layers:

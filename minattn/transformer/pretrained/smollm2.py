@@ -49,8 +49,8 @@ def path() -> Path:
 def from_gguf(file_name: str | os.PathLike, weights: str = "float32") -> GPT:
     """The Llama in a GGUF file.
 
-    With ``weights="q4"`` the matrices are those of the file, memory-mapped; queries and keys alone are copied, since
-    their rows stand in another order there.
+    With ``weights="q4"`` the matrices are those of the file, memory-mapped; queries and keys alone are
+    copied, since their rows stand in another order there.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class _Later:
     """What `make()` returns, made when something is first asked of it: a vocabulary takes time and memory."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
+        self._make: Any = make
 
     def __getattr__(self, name: str) -> Any:
         if self._make is not None:
