@@ -7,7 +7,7 @@ from .count import Cost, count
 from .decoder_only import RegularizedEncoderDecoder
 from .encoder import Encoder, MaskedLM, mask_tokens
 from .exlm import ExLM, repeated_mlm_batch, rope_2d
-from .generate import Step, TranslationStep, generate
+from .generate import Piece, Step, TranslationStep, generate, stream
 from .gpt import GPT
 from .hybrid_noise import (
     epsilon_hybrid_loss,
@@ -18,6 +18,7 @@ from .hybrid_noise import (
 )
 from .hyperschedule import Hyperschedule, hyperschedule_mask, training_mask
 from .hyperschedule_lm import HyperscheduleLM, block_loss, block_times, scheduled_generate
+from .inspect import at_head, last_row_attention, logit_lens
 from .layerwise import LayerwiseShortcutGPT, depth_attention
 from .layerwise_report import DepthReport
 from .partial_attention import (
@@ -45,11 +46,13 @@ __all__ = [
     "LayerwiseShortcutGPT",
     "MaskedLM",
     "PartialAttentionLM",
+    "Piece",
     "RegularizedEncoderDecoder",
     "Step",
     "TranslationStep",
     "ViT",
     "adaptive_correction_sampler",
+    "at_head",
     "block_loss",
     "block_times",
     "count",
@@ -61,8 +64,10 @@ __all__ = [
     "gamma_hybrid_noise",
     "generate",
     "hyperschedule_mask",
+    "last_row_attention",
     "linear_moves",
     "load",
+    "logit_lens",
     "mask_tokens",
     "mdlm_sampler",
     "patches",
@@ -73,6 +78,7 @@ __all__ = [
     "source_attention_mass",
     "source_mass_bounds",
     "source_sensitivity",
+    "stream",
     "training_mask",
     "transition_matrix",
 ]

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-CUT = "\ufffd"
-"""What stands at the end of a decoded text when its last character is not complete yet."""
+from minattn.nn.decode import text_pieces
 
 
 class Batch(NamedTuple):
@@ -79,17 +78,7 @@ class Tokenizer:
         Bytes of a character that is not complete are kept back: a token that ends in the middle of one adds
         nothing, and the one that completes it adds all of it. What is left at the end comes as a last piece.
         """
-        held: list[int] = []
-        for i in ids:
-            held.append(int(i))
-            text = self.decode(held)
-            if text.endswith(CUT):
-                yield ""
-            else:
-                held = []
-                yield text
-        if held:
-            yield self.decode(held)
+        return text_pieces(self.decode, ids)
 
     def render(self, messages: Sequence[Mapping[str, Any]], reply: bool = True, **variables: Any) -> str:
         """A chat as one text, by the model's template.
