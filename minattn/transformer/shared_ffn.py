@@ -244,7 +244,7 @@ class FFNSharing:
         return list(dict.fromkeys(use for use in self.encoder + self.decoder if use is not None))
 
     def wide(self) -> FFNSharing:
-        """The same plan, every feed-forward layer so wide that together they have the baseline's hidden units.
+        """The same plan with feed-forward layers so wide that together they have the baseline's hidden units.
 
         Raises
         ------
@@ -280,7 +280,7 @@ def ffn_parameter_count(config: Config, sharing: FFNSharing) -> int:
 
 
 def ffn_flops(config: Config, sharing: FFNSharing) -> dict[str, int]:
-    """Operations of the feed-forward layers' matrix products for one token, in the encoder and in the decoder.
+    """Operations of the feed-forward layers' matrix products for one token of the encoder, of the decoder.
 
     4 D F (gated: 6 D F) for each layer that uses one, an addition and a multiplication being two: sharing
     saves parameters and no operations, leaving out saves both [paper 79].
@@ -311,9 +311,9 @@ class SharedBlock(Block):
 
     def __init__(self, block: Block, ffn: nn.Module | None) -> None:
         vars(self).update(vars(block))
-        self.mlp = ffn  # type: ignore[assignment]
+        self.mlp = ffn
         if ffn is None:
-            self.norm2 = None  # type: ignore[assignment]
+            self.norm2 = None
 
     def _add(self, x: Operand, norm: nn.Module | None, f: nn.Module | None) -> Operand:  # type: ignore[override]
         return x if norm is None else super()._add(x, norm, f)
@@ -365,7 +365,7 @@ class OneWideTransformer(EncoderDecoder):
         if len(sharing.encoder) != config.layers:
             token = self.encoder.embed.token
             self.encoder = Encoder(replace(self.encoder.config, layers=len(sharing.encoder)), rng=rng)
-            self.encoder.embed.token.weight = token.weight  # tied to the decoder's, if the vocabulary is shared
+            self.encoder.embed.token.weight = token.weight  # the decoder's, if the vocabulary is shared
         self.sharing = sharing
         ffns: dict[int, nn.Module] = {}
         if sharing.widen > 1:

@@ -136,7 +136,7 @@ def _neighbours(name: str, rows: np.ndarray, k: int) -> np.ndarray:
     """Whether j is among the k nearest of i, (N, N)."""
     largest = np.abs(rows).max(1, keepdims=True)
     if not largest.all():
-        raise ValueError(f"{name}: expected a direction for each token, got zeros for token {largest.argmin()}")
+        raise ValueError(f"{name}: expected no token of zeros, got zeros for token {largest.argmin()}")
     unit = rows / largest  # so that squares neither overflow nor vanish
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     distance = -np.round(unit @ unit.T, DECIMALS)
@@ -155,5 +155,5 @@ def _pair(x: Operand, y: Operand) -> tuple[np.ndarray, np.ndarray]:
         if not np.isfinite(rows).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
     if len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"y: expected a row for each of the tokens of x (at least 2), got {len(y)} and {len(x)}")
+        raise ValueError(f"y: expected as many tokens as in x, at least 2, got {len(y)} and {len(x)}")
     return x, y
