@@ -24,14 +24,14 @@ from minattn import data, nn
 from minattn.attention import causal, prefix
 from minattn.autograd import Tensor, cat, no_grad
 from minattn.findings import Finding
-from minattn.transformer import (
-    GPT,
-    Config,
+from minattn.transformer.config import Config
+from minattn.transformer.gpt import GPT
+from minattn.transformer.partial_attention import (
     PartialAttentionLM,
-    load,
     source_attention_mass,
     source_sensitivity,
 )
+from minattn.transformer.pretrained import load
 
 PAPERS = (100,)
 
