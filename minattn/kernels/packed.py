@@ -106,14 +106,14 @@ def _unpacked(kind: str, data: Array) -> np.ndarray:
     if kind == "float16":
         return data.view(np.float16).astype(np.float32)
     stored = KINDS[kind][2]
-    blocks = np.ascontiguousarray(data).view(np.uint8).reshape(len(data), -1, stored)
+    blocks = np.ascontiguousarray(data).view(np.uint8).reshape(len(data), data.shape[1] // stored, stored)
     d = _scale(blocks[..., :2])
     if kind == "q4_1":
         q = blocks[..., 4:]
         values = np.concatenate([q & 15, q >> 4], -1) * d + _scale(blocks[..., 2:4])
     else:
         values = blocks[..., 2:].view(np.int8) * d
-    return values.reshape(len(data), -1)
+    return values.reshape(len(data), blocks.shape[1] * WIDTH)
 
 
 def _scale(pair: Array) -> np.ndarray:

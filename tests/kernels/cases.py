@@ -175,4 +175,5 @@ NORMS = [
     Case("rms_norm", kernels.rms_norm, rms_norm, normed(1)),
     Case("rms_norm plain", kernels.rms_norm, rms_norm, normed(0)),
 ]
-CASES = [*CONV, *CROSS_ENTROPY, *GELU, *NORMS]
+SILU = [Case("silu", kernels.silu, lambda x: F().silu(x), unary())]
+CASES = [*CONV, *CROSS_ENTROPY, *GELU, *NORMS, *SILU]

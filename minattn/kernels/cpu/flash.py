@@ -22,15 +22,13 @@ def absorb(s, top, total, o):
     """`absorb_reference` of `flash.py`, row by row; see there."""
     for r in prange(len(s)):
         new = max(top[r], largest(s, r))
-        if new == -np.inf:
-            s[r, :] = 0
-        else:
-            keep, part = exp(top[r] - new), s.dtype.type(0)
-            for j in range(s.shape[1]):
-                s[r, j] = exp(s[r, j] - new)
-                part += s[r, j]
-            total[r] = total[r] * keep + part
-            top[r] = new
-            if keep != 1:
-                for d in range(o.shape[1]):
-                    o[r, d] *= keep
+        shift = new if new > -np.inf else s.dtype.type(0)
+        keep, part = exp(top[r] - shift), s.dtype.type(0)
+        for j in range(s.shape[1]):
+            s[r, j] = exp(s[r, j] - shift)
+            part += s[r, j]
+        total[r] = total[r] * keep + part
+        top[r] = new
+        if keep != 1:
+            for d in range(o.shape[1]):
+                o[r, d] *= keep

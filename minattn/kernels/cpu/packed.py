@@ -2,8 +2,8 @@
 
 The dtype of the array says how a row of K weights is stored:
 
-    float32, float64   K numbers
-    uint16             K half-precision numbers    s eeeee mmmmmmmmmm
+    float32            K numbers
+    uint16 (float16)   K half-precision numbers    s eeeee mmmmmmmmmm
     uint8     (q4_1)   K/32 blocks of 20 bytes     d m | 16 bytes: w[j] = d · low + m, w[16+j] = d · high + m
     int8      (q8_0)   K/32 blocks of 34 bytes     d | 32 bytes:   w[j] = d · byte
 
@@ -33,7 +33,7 @@ def half(bits):
 
 
 def _dot_dense(w, scales, r, x, sums, n):
-    total = x.dtype.type(0)
+    total = np.float32(0)
     for k in range(x.size):
         total += w[r, k] * x[k]
     return total
@@ -94,7 +94,7 @@ def _row_q8(w, scales, r, out, n):
             out[32 * i + j] = d * np.float32(np.int32(w[r, 34 * i + 2 + j]))
 
 
-DOTS = {"float32": _dot_dense, "float64": _dot_dense, "uint16": _dot_half, "uint8": _dot_q4, "int8": _dot_q8}
+DOTS = {"float32": _dot_dense, "uint16": _dot_half, "uint8": _dot_q4, "int8": _dot_q8}
 ROWS = {"uint16": _row_half, "uint8": _row_q4, "int8": _row_q8}
 
 
