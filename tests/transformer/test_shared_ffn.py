@@ -171,8 +171,9 @@ def test_the_baseline_is_an_encoder_decoder_and_all_plans_begin_alike():
         if model.sharing.widen == 1:
             for name, use in users(model):
                 first = next(n for n, u in users(model) if u == use)
+                state = model.state_dict()
                 for part in PARTS:
-                    np.testing.assert_array_equal(model.state_dict()[f"{name}.{part}"], start[f"{first}.{part}"])
+                    np.testing.assert_array_equal(state[f"{name}.{part}"], start[f"{first}.{part}"])
 
 
 def test_a_wide_layer_begins_on_the_same_scale():
