@@ -132,54 +132,61 @@ def seconds_a_step(models: dict[str, OneWideTransformer], source: np.ndarray, bu
     return Timings(whole.title, {name: s / T for name, s in whole.seconds.items()}, whole.rounds)
 
 
-def run(seed: int) -> list[Finding]:
-    """Train all plans, three of them for longer, four from a smaller start; compare encoders, time decoders."""
-    task = Task(seed)
-    source, _, target = task.held_out
-    fits = {plan: fit(task, plan, seed, eval_every=EVERY) for plan in PLANS}
+def likeness(model: OneWideTransformer, other: OneWideTransformer, source: np.ndarray) -> dict[str, float]:
+    """How alike two encoders' outputs are."""
+    x, y = (encoder_states(m, source)[-1] for m in (model, other))
+    return {"cka": linear_cka(x, y), "lns": local_neighborhood_similarity(x, y)}
+
+
+def accuracies(task: Task, fits: dict[str, Fit], seed: int) -> Finding:
+    """What the plans reach with their parameters; some train for longer, some from a smaller start."""
     longer = {name: fit(task, COMPARED[name], seed, LONGER) for name in ("shared", "wide", "none")}
     smaller = {name: fit(task, plan, seed, scale=SMALLER) for name, plan in COMPARED.items()}
-    other = fit(task, "Baseline", seed + 1000).model  # the same baseline from other weights, on the same task
-    plans = {plan: FFNSharing.named(plan, CONFIG.layers) for plan in PLANS}
-    parameters = {plan: ffn_parameter_count(CONFIG, sharing) for plan, sharing in plans.items()}
-
-    accuracies = {name: fits[plan].accuracy for name, plan in COMPARED.items()}
-    numbers = {**accuracies, **{f"{name}_longer": f.accuracy for name, f in longer.items()},
-               **{f"{name}_smaller_start": f.accuracy for name, f in smaller.items()},
-               "shared_of_parameters": parameters["SharedEncNoDec"] / parameters["Baseline"],
-               "wide_of_parameters": parameters["OneWide"] / parameters["Baseline"]}
-    baseline, wide = fits["Baseline"].model, fits["OneWide"].model
-    top = {name: encoder_states(m, source[:64])[-1] for name, m in
-           (("baseline", baseline), ("other", other), ("wide", wide))}
-    for measure, name in ((linear_cka, "cka"), (local_neighborhood_similarity, "lns")):
-        numbers[f"{name}_seeds"] = measure(top["other"], top["baseline"])
-        numbers[f"{name}_wide"] = measure(top["other"], top["wide"])  # also from unlike starts
-    curves = {f"accuracy_{name}": [a for _, a in fits[plan].curve] for name, plan in COMPARED.items()}
-    redundant = Finding(
+    parameters = {plan: ffn_parameter_count(CONFIG, fits[plan].model.sharing) for plan in PLANS}
+    baseline, wide, source = fits["Baseline"].model, fits["OneWide"].model, task.held_out[0][:64]
+    other = fit(task, "Baseline", seed + 1000).model  # on the same task, from weights unlike those of the two
+    alike = {name: likeness(model, other, source) for name, model in (("seeds", baseline), ("wide", wide))}
+    return Finding(
         paper=79,
         claim="One feed-forward layer, shared by the encoder's layers, with none in the decoder, keeps most "
               "of the accuracy at a quarter of the feed-forward parameters; one as wide as all together is "
               "about as good or better; without any feed-forward layer much is lost.",
-        numbers=numbers,
+        numbers={**{name: fits[plan].accuracy for name, plan in COMPARED.items()},
+                 **{f"{name}_longer": f.accuracy for name, f in longer.items()},
+                 **{f"{name}_smaller_start": f.accuracy for name, f in smaller.items()},
+                 "shared_of_parameters": parameters["SharedEncNoDec"] / parameters["Baseline"],
+                 "wide_of_parameters": parameters["OneWide"] / parameters["Baseline"],
+                 **{f"{kind}_{name}": value for name, both in alike.items() for kind, value in both.items()}},
         bars=[("shared_of_parameters", "==", 0.25), ("baseline - shared", "<=", 0.15, "mean"),
               ("shared - none", ">=", 0.1, "mean"), ("wide - shared", ">=", -0.05, "mean"),
               ("wide - none", ">=", 0.1, "mean"), ("shared_longer", ">=", 0.97, "mean"),
               ("wide_longer", ">=", 0.97, "mean")],
         curves={"parameters": list(parameters.values()), "accuracy": [fits[plan].accuracy for plan in PLANS],
-                **curves, "cka_baseline": cka_of_states(baseline, source[:64]),
-                "cka_wide": cka_of_states(wide, source[:64])},
+                **{f"accuracy_{name}": [a for _, a in fits[plan].curve] for name, plan in COMPARED.items()},
+                "cka_baseline": cka_of_states(baseline, source), "cka_wide": cka_of_states(wide, source)},
         seed=seed)
 
+
+def speed(task: Task, fits: dict[str, Fit], seed: int) -> Finding:
+    """How long the decoder of the baseline and of the wide model takes for a token."""
+    baseline, wide = fits["Baseline"].model, fits["OneWide"].model
+    source, _, target = task.held_out
     times = seconds_a_step({"Baseline": baseline, "OneWide": wide}, source[:BATCH])
-    faster = Finding(
+    return Finding(
         paper=79,
         claim="The wide model decodes faster than the baseline: its decoder has no feed-forward operations.",
         numbers={"baseline_step_ms": 1e3 * times.seconds["Baseline"],
                  "wide_step_ms": 1e3 * times.seconds["OneWide"], "rounds": times.rounds,
-                 "baseline_ffn_flops": ffn_flops(CONFIG, plans["Baseline"])["decoder"],
-                 "wide_ffn_flops": ffn_flops(CONFIG, plans["OneWide"])["decoder"],
+                 "baseline_ffn_flops": ffn_flops(CONFIG, baseline.sharing)["decoder"],
+                 "wide_ffn_flops": ffn_flops(CONFIG, wide.sharing)["decoder"],
                  "wide_decoded": float((decode(wide, source) == target).mean())},
         bars=[("wide_ffn_flops", "==", 0), ("baseline_ffn_flops", ">", 0),
               ("wide_step_ms", "<", "baseline_step_ms")],
         seed=seed)
-    return [redundant, faster]
+
+
+def run(seed: int) -> list[Finding]:
+    """Train every plan, then judge their accuracy and the decoders' speed."""
+    task = Task(seed)
+    fits = {plan: fit(task, plan, seed, eval_every=EVERY) for plan in PLANS}
+    return [accuracies(task, fits, seed), speed(task, fits, seed)]
