@@ -5,9 +5,9 @@ the last one. A model that keeps a cache may be behind `step`; if beam search is
 method ``reorder(rows)`` that makes row r of the cache what row ``rows[r]`` was. Beam search then asks for the
 prompts once, before it makes K rows of each.
 
-A sequence that has produced `eos`, or of which ``stop(ids)`` says so, is finished and filled up with `eos` (0
-if there is none); decoding stops when all are. ``stop`` gets prompts and continuations so far, (B, N + n) with
-n ≥ 1, and returns B booleans.
+A sequence that has produced `eos`, or of which ``stop(ids)`` says so, is finished and filled up with `eos`
+(0 if there is none); decoding stops when all are. ``stop`` gets prompts with their continuations so far, at
+least one token, and returns B booleans.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def decode_steps(step: Step, ids: Array, max_new: int, choose: Callable[[Array],
 
 def _steps(step: Step, ids: Array, max_new: int, choose: Callable[[Array], Array], eos: int | None,
            stop: Stop | None) -> Iterator[Array]:
-    """`decode_steps` on a prompt that was checked when it was called, not when its first token is asked for."""
+    """`decode_steps`, which checks its prompt when it is called, not when its first token is asked for."""
     finished = np.zeros(len(ids), bool)
     for _ in range(max_new):
         token = choose(_logits(step, ids, eos))
@@ -96,7 +96,8 @@ def joined(ids: Array, tokens: Iterator[Array]) -> Array:
     return np.stack([*np.asarray(raw(ids), np.int64).T, *tokens], 1)
 
 
-def greedy(step: Step, ids: Array, max_new: int, *, eos: int | None = None, stop: Stop | None = None) -> Array:
+def greedy(step: Step, ids: Array, max_new: int, *, eos: int | None = None, stop: Stop | None = None
+           ) -> Array:
     """Append the most likely token, `max_new` times; returns prompt and continuation (B, N + new)."""
     return joined(ids, decode_steps(step, ids, max_new, eos=eos, stop=stop))
 
@@ -196,7 +197,7 @@ def penalized(step: Step, penalty: float, pad: Array | None = None) -> Step:
 
 
 def of_rows(values: Array | None, rows: int) -> Array | None:
-    """What belongs to each prompt, for the rows that beam search makes of them: each entry in its turn K times."""
+    """What belongs to each prompt, for the rows that beam search makes of them: each entry K times."""
     return None if values is None else np.repeat(values, rows // len(values), axis=0)
 
 
@@ -340,7 +341,7 @@ def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
 
 
 def stop_at(decode: Callable[[Array], str], stops: Sequence[str], start: int) -> Stop:
-    """A function of ids (B, N + n): in which rows the text from token `start` on holds one of the stop strings.
+    """A function of ids (B, N): in which rows the text from token `start` on holds one of the stop strings.
 
     It looks at the end alone, as it is asked after every token. No token may be without text.
     """

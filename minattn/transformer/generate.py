@@ -1,7 +1,7 @@
-"""Generation: a model as the ``step(ids) -> logits`` that `minattn.nn.decode` asks for, and what to do with it.
+"""Generation: a model as the ``step(ids) -> logits`` that `minattn.nn.decode` asks for, and its uses.
 
 Each call gets the whole sequence so far; a step with caches gives the model only the tokens it has not seen.
-`generate` continues a batch of sequences, `stream` one of them, giving each token and its text when it is there.
+`generate` continues a batch of sequences; `stream` one, giving each token and its text when it is there.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def _caches(model: GPT, cache: Caches) -> list[KVCache] | None:
         return list(model.new_caches()) if cache else None
     caches = [cache() for _ in model.blocks] if callable(cache) else list(cache)
     if len(caches) != len(model.blocks) or not all(isinstance(c, KVCache) for c in caches):
-        raise ValueError(f"cache: expected a KVCache for each of the {len(model.blocks)} blocks, or a function "
-                         f"that makes one, got {caches!r}")
+        raise ValueError(f"cache: expected a KVCache for each of the {len(model.blocks)} blocks, or a "
+                         f"function that makes one, got {caches!r}")
     return caches
 
 
@@ -259,7 +259,8 @@ def _stops(stop: str | Sequence[str], tokenizer: Any) -> list[str]:
     """The stop strings as a list, if there is something to look for, and someone to look."""
     stops = [stop] if isinstance(stop, str) else list(stop)
     if not all(stops) or (stops and tokenizer is None):
-        raise ValueError(f"stop: expected strings that are not empty, and a tokenizer, got {stops}, {tokenizer}")
+        raise ValueError(f"stop: expected strings that are not empty, and a tokenizer, got {stops} and "
+                         f"{tokenizer}")
     return stops
 
 

@@ -1,7 +1,7 @@
 """Looking into a language model: one head changed, the last token's attention, guesses layer by layer.
 
-Every value that passes has a hook point already (see `Block` and `MultiHeadAttention`): ``run_with_cache`` reads
-them, ``run_with_hooks`` replaces them. What is here are the uses of them that take more than a line.
+Every value that passes has a hook point already (see `Block` and `MultiHeadAttention`): ``run_with_cache``
+reads them, ``run_with_hooks`` replaces them. What is here are the uses of them that take more than a line.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def at_head(head: int, change: Callable[[Operand], Operand]) -> Callable[[Operan
     Parameters
     ----------
     head : int
-        Index along axis 1 of what passes, as in every hook point of `MultiHeadAttention`. Keys and values have
-        fewer heads than queries where several share one.
+        Index along axis 1 of what passes, as in every hook point of `MultiHeadAttention`. Keys and values
+        have fewer heads than queries where several share one.
     change : callable
         Gets the value of all heads, gives one that broadcasts to its shape; only that of `head` is taken.
 
@@ -56,16 +56,16 @@ def at_head(head: int, change: Callable[[Operand], Operand]) -> Callable[[Operan
 def last_row_attention(model: GPT, ids: Array, *, cache: Caches = True, chunk: int = CHUNK) -> np.ndarray:
     """How the last position attends to each position: weights (L, B, H, N) for each layer and head.
 
-    The tokens before it go through the model `chunk` at a time into caches, and no weights of theirs are kept;
-    the last one then gives one row of weights for each head. The largest map formed is (B, H, chunk, N).
+    The tokens before it go through the model `chunk` at a time into caches, and no weights of theirs are
+    kept; the last one then gives one row of weights for each head. No map is larger than (B, H, chunk, N).
 
     Parameters
     ----------
     model : GPT
     ids : array of int (B, N)
     cache : bool, callable or sequence of KVCache
-        As for `Step`; caches that hold the first N − 1 tokens save computing them. With a cache that forgets, the
-        rows are as long as what it holds, in its order.
+        As for `Step`; caches that hold the first N − 1 tokens save computing them. With a cache that forgets,
+        the rows are as long as what it holds, in its order.
     chunk : int
         At least 1.
 

@@ -104,15 +104,15 @@ class Tokenizer:
         for message in messages:
             if not isinstance(message, Mapping) or "role" not in message:
                 raise ValueError(f"messages: expected mappings with a role and a content, got {message!r}")
-        names = {"tools": None, "documents": None, **{k: self.token(i) for k, i in self.special.items()}}
+        given = {"tools": None, "documents": None, "messages": [dict(m) for m in messages],
+                 "add_generation_prompt": reply, **{k: self.token(i) for k, i in self.special.items()}}
         try:
-            return _sandbox().from_string(self.template).render(
-                {**names, "messages": [dict(m) for m in messages], "add_generation_prompt": reply, **variables})
+            return _sandbox().from_string(self.template).render({**given, **variables})
         except TemplateError as error:
             raise ValueError(f"messages: the model's template refuses them: {error}") from error
 
     def chat(self, messages: Sequence[Mapping[str, Any]], reply: bool = True, **variables: Any) -> list[int]:
-        """The ids of a chat; see `render`. Special tokens come from the template alone: no others are added."""
+        """The ids of a chat; see `render`. Special tokens come from the template: no others are added."""
         return self.backend.encode(self.render(messages, reply, **variables), add_special_tokens=False).ids
 
 

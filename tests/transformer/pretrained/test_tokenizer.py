@@ -122,8 +122,8 @@ def test_what_a_template_has_at_hand():
     assert rendered("{{ tools is none }}{{ documents is none }}") == "TrueTrue"
     assert rendered("{{ tools }}{{ extra }}", tools="T", extra="E") == "TE"
     assert rendered("{{ end_token }}", end_token="mine") == "mine"
-    assert rendered("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}"
-                    ) == "me"
+    loop = "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}"
+    assert rendered(loop) == "me"
     assert rendered("{% if true %}\n  a\n  {% endif %}\nb") == "  a\nb"  # blocks leave no blank lines
     assert rendered("{{ {'b': 'é<', 'a': 1} | tojson }}") == '{"b": "é<", "a": 1}'
     assert rendered("{{ [1] | tojson(indent=2) }}") == "[\n  1\n]"
