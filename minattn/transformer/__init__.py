@@ -29,6 +29,8 @@ from .partial_attention import (
 )
 from .pretrained import load
 from .seq2seq import EncoderDecoder
+from .shared_ffn import FFNSharing, OneWideTransformer, ffn_flops, ffn_parameter_count
+from .similarity import linear_cka, local_neighborhood_similarity
 from .state_graph import dag_alignment_loss, transition_matrix
 from .vit import ViT, patches
 
@@ -41,10 +43,12 @@ __all__ = [
     "Encoder",
     "EncoderDecoder",
     "ExLM",
+    "FFNSharing",
     "Hyperschedule",
     "HyperscheduleLM",
     "LayerwiseShortcutGPT",
     "MaskedLM",
+    "OneWideTransformer",
     "PartialAttentionLM",
     "Piece",
     "RegularizedEncoderDecoder",
@@ -60,13 +64,17 @@ __all__ = [
     "depth_attention",
     "epsilon_hybrid_loss",
     "epsilon_hybrid_noise",
+    "ffn_flops",
+    "ffn_parameter_count",
     "gamma_hybrid_loss",
     "gamma_hybrid_noise",
     "generate",
     "hyperschedule_mask",
     "last_row_attention",
+    "linear_cka",
     "linear_moves",
     "load",
+    "local_neighborhood_similarity",
     "logit_lens",
     "mask_tokens",
     "mdlm_sampler",
