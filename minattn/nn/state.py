@@ -58,14 +58,15 @@ def load(places: Iterable[Place], state: Mapping[str, Any], strict: bool, owner:
     given = [[place for place in group if place.name in state] for group in groups]
     report = LoadReport([group[0].name for group, found in zip(groups, given, strict=True) if not found],
                         [name for name in state if name not in known])
-    given = [found for found in given if found]
-    problems = [_problem(found, state) for found in given]
+    filled = [(group, found) for group, found in zip(groups, given, strict=True) if found]
+    problems = [_problem(found, state) for _, found in filled]
     if strict:
         problems += [f"{what}: {', '.join(names)}" for what, names in report._asdict().items() if names]
     if any(problems):
         raise ValueError(f"state: does not fit this {owner}: " + "; ".join(filter(None, problems)))
-    for place, array in [(found[0], _fitted(found[0], state[found[0].name], assign)) for found in given]:
-        place.put(array)
+    for group, array in [(group, _fitted(found[0], state[found[0].name], assign)) for group, found in filled]:
+        for place in group:  # a tied buffer is an attribute of each of its modules
+            place.put(array)
     return report
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from minattn import nn
 from minattn.autograd.engine import raw
 from minattn.kernels.packed import KINDS, Packed, pack
@@ -54,10 +52,18 @@ def _kind(weights: str, table: bool, columns: int) -> str:
 
 
 def replace_layer(model: nn.Module, name: str, weight: Packed) -> None:
-    """Put a packed layer in the place of the `Linear` or `Embedding` module called `name`."""
+    """Put a packed layer in the place of the `Linear` or `Embedding` module called `name`.
+
+    Raises
+    ------
+    ValueError
+        If its matrix has another shape.
+    """
     path, _, attribute = name.rpartition(".")
     parent = model.get_submodule(path)
     old: Any = getattr(parent, attribute) if hasattr(parent, attribute) else parent.get_submodule(attribute)
+    if old.weight.shape != weight.shape:
+        raise ValueError(f"{name}: expected a matrix of shape {old.weight.shape}, got {weight.shape}")
     new: nn.Module
     if isinstance(old, nn.Embedding):
         new = PackedEmbedding(weight)
@@ -68,13 +74,3 @@ def replace_layer(model: nn.Module, name: str, weight: Packed) -> None:
     else:
         setattr(parent, attribute, new)
     new.training = old.training
-
-
-def unpacked(model: nn.Module) -> dict[str, np.ndarray]:
-    """The state of `model` in float32 under the names that it had before it was packed."""
-    state = model.state_dict()
-    for name, module in model.named_modules(unique=False):
-        if isinstance(module, (PackedLinear, PackedEmbedding)):
-            del state[f"{name}.packed"]
-            state[f"{name}.weight"] = module.weight.dense()
-    return state

