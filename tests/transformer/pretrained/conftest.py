@@ -96,3 +96,9 @@ def edited():
         return folder
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """all-MiniLM-L6-v2 in float32."""
+    return fetched(load, "minilm")

@@ -114,7 +114,7 @@ def test_defaults_are_those_of_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 5.0}}, "only default, linear, ll"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 5.0}}, "only default, linear, l"),
     ({"rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.5}}, "each of all features"),
     ({"rope_parameters": {"rope_type": "linear"}}, "positive numbers as rope_theta, factor, got"),
     ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "positive numbers"),
