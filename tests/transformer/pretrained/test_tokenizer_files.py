@@ -36,7 +36,8 @@ def test_the_vocabulary_alone(folder):
 
 @pytest.mark.parametrize("config, eos, pad", [
     ({"eos_token_id": 5}, 5, 5), ({"eos_token_id": [6, 7], "pad_token_id": 2}, 6, 2),
-    ({"pad_token_id": 1}, None, 1), ({"eos_token_id": [], "pad_token_id": "x"}, None, 0), ({"eos_token_id": True}, None, 0)])
+    ({"pad_token_id": 1}, None, 1), ({"eos_token_id": [], "pad_token_id": "x"}, None, 0),
+    ({"eos_token_id": True}, None, 0)])
 def test_ids_from_the_model_s_settings(folder, config, eos, pad):
     got = read(folder, **config)
     assert (got.eos, got.pad) == (eos, pad)
