@@ -300,16 +300,32 @@ def runs_on_a_seed(tree: Tree, path: Path) -> bool:
 
 
 def imported_files(tree: Tree, path: Path, package: str) -> set[Path]:
-    """Files of one package that a file imports, wherever in the file the import stands."""
-    dotted: set[str] = set()
+    """Files of one package that a file imports, wherever in the file the import stands.
+
+    A name that a package only passes on counts for the file that defines it: what else the package lists
+    changes no result.
+    """
+    found: set[Path | None] = set()
     for node in ast.walk(tree.module(path)):
         if isinstance(node, ast.Import):
-            dotted |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = absolute_module(tree, path, node)
-            dotted |= {base} | {f"{base}.{a.name}" for a in node.names}
-    inside = [d for d in dotted if d == package or d.startswith(package + ".")]
-    return {p for p in map(tree.find_module, inside) if p is not None}
+            found |= {tree.find_module(a.name) for a in node.names if _within(a.name, package)}
+        elif isinstance(node, ast.ImportFrom) and _within(base := absolute_module(tree, path, node), package):
+            found |= {origin(tree, base, a.name) for a in node.names}
+    return {p for p in found if p is not None}
+
+
+def _within(dotted: str, package: str) -> bool:
+    return dotted == package or dotted.startswith(package + ".")
+
+
+def origin(tree: Tree, dotted: str, name: str, depth: int = IMPORT_DEPTH) -> Path | None:
+    """The file that defines what `from dotted import name` gives: a module, or where re-exports lead to."""
+    module = tree.find_module(f"{dotted}.{name}")
+    path = tree.find_module(dotted)
+    if module is not None or path is None or path.name != "__init__.py" or depth == 0:
+        return module or path
+    passed_on = imported_from(tree, path, tree.module(path)).get(name)
+    return path if passed_on is None else origin(tree, *passed_on, depth - 1)
 
 
 def source_files(tree: Tree, path: Path) -> list[Path]:

@@ -302,6 +302,25 @@ def test_a_claim_depends_on_the_helpers_it_imports_and_on_nothing_else(tree):
     assert "is stale" in missing(tree, "claimed")
 
 
+def test_a_claim_does_not_depend_on_what_else_a_package_lists(tree):
+    lists = "from .task import solve\nfrom .other import x\n"
+    package = write(tree, "minattn/position/__init__.py", lists)
+    deep = write(tree, "minattn/position/task.py", "def solve():\n    return 1\n")
+    unrelated = write(tree, "minattn/position/other.py", "x = 1\n")
+    write(tree, CLAIM, EXPERIMENT + "from minattn.position import solve\n")
+    files = sources.source_files(Tree(tree), tree / CLAIM)
+    assert deep in files and package not in files and unrelated not in files
+    write_result(tree, [finding(s) for s in (0, 1, 2)])
+    write(tree, "minattn/position/__init__.py", lists + "from .more import y\n")
+    assert missing(tree, "claimed") == ""
+    write(tree, "minattn/position/__init__.py", "def solve():\n    return 3\n")  # now defined there
+    assert package in sources.source_files(Tree(tree), tree / CLAIM)
+    assert "is stale" in missing(tree, "claimed")
+    write(tree, CLAIM, EXPERIMENT + "import minattn.position.task as t\nfrom minattn.position import other\n")
+    files = sources.source_files(Tree(tree), tree / CLAIM)
+    assert {deep, unrelated} <= set(files) and package not in files
+
+
 def test_a_claim_depends_on_the_mechanism_of_its_paper_even_when_it_imports_none(tree):
     write(tree, CLAIM, "PAPERS = (65,)\ndef run(seed):\n    pass\n")
     write_result(tree, [finding(s) for s in (0, 1, 2)])
