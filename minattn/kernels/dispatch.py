@@ -29,11 +29,29 @@ def have_numba() -> bool:
     return True
 
 
-def compiled(*arrays: Array) -> bool:
-    """Whether the Numba form serves these arrays: NumPy's, all float32 or all float64."""
+PATIENCE = 1_000_000
+"""Entries up to which a kernel runs when its compiler is switched off: about a second of Python."""
+
+
+def compiled(*arrays: Array, work: int = 0) -> bool:
+    """Whether the Numba form serves these arrays: NumPy's, all float32 or all float64.
+
+    With ``NUMBA_DISABLE_JIT=1`` it is a loop in Python, to be stepped through, and serves if neither the arrays
+    nor `work`, the number of times that it goes round, exceed `PATIENCE`.
+    """
     dtype = arrays[0].dtype
     fit = all(type(a) is np.ndarray and a.dtype == dtype for a in arrays)
-    return fit and dtype in _FLOATS and have_numba()
+    if not (fit and dtype in _FLOATS and have_numba()):
+        return False
+    return not _interpreted() or max(work, *(a.size for a in arrays)) <= PATIENCE
+
+
+@functools.cache
+def _interpreted() -> bool:
+    """Whether Numba's compiler is switched off."""
+    import numba
+
+    return bool(numba.config.DISABLE_JIT)
 
 
 _one_at_a_time = threading.Lock()

@@ -92,11 +92,11 @@ class Packed:
     def tile(self, start: int, stop: int) -> np.ndarray:
         """Rows from `start` to `stop` in float32."""
         part = self.data[start:stop]
-        if not compiled(np.zeros(0, np.float32)):
+        out = np.empty((len(part), self.shape[1]), np.float32)
+        if not compiled(out):
             return _unpacked(self.kind, part)
         from .cpu.packed import unpack
 
-        out = np.empty((len(part), self.shape[1]), np.float32)
         launch(unpack, part, out)
         return out
 
@@ -176,11 +176,11 @@ def _bytes(scale: Array) -> np.ndarray:
 def _times(x: Array, /, weight: Packed) -> Array:
     rows = np.ascontiguousarray(x).reshape(-1, weight.shape[1])
     out = np.empty((len(rows), weight.shape[0]), x.dtype)
-    if len(rows) <= FEW and x.dtype == np.float32 and compiled(rows):
+    work = rows.size * weight.shape[0]
+    if len(rows) <= FEW and x.dtype == np.float32 and compiled(rows, work=work):
         from .cpu import packed
 
-        launch(packed.multiply_wide if rows.size * weight.shape[0] > WIDE else packed.multiply,
-               weight.data, rows, out)
+        launch(packed.multiply_wide if work > WIDE else packed.multiply, weight.data, rows, out)
     else:
         for start, w in _tiles(weight, x.dtype):
             np.matmul(rows, w.T, out=out[:, start : start + len(w)])

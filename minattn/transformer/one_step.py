@@ -34,13 +34,14 @@ def one_step(block: Any, x: Operand, mask_mod: Any, cache: Any) -> Tensor | None
     if x.shape[1] != 1 or len(x) > FEW or mask_mod is not causal or type(cache) not in CACHES:
         return None
     x, attn, mlp = raw(x), block.attn, block.mlp
-    if is_grad_enabled() or not compiled(x) or not _is_llama(block, attn, mlp) or _watched(block, attn, mlp):
+    if is_grad_enabled() or not _is_llama(block, attn, mlp) or _watched(block, attn, mlp):
         return None
     layers = (attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj, mlp.gate, mlp.up, mlp.down)
     w, gains = [_matrix(m) for m in layers], [raw(block.norm1.weight), raw(block.norm2.weight)]
     D = attn.position.dim
     if (any(m is None or m.dtype != w[0].dtype for m in w) or any(a.dtype != np.float32 for a in (x, *gains))
-            or (len(w[0]), len(w[2])) != (D * attn.n_heads, D * attn.n_kv_heads)):
+            or (len(w[0]), len(w[2])) != (D * attn.n_heads, D * attn.n_kv_heads)
+            or not compiled(x, work=sum(m.size for m in w))):
         return None
     from minattn.kernels.cpu.decoder import enter, leave
 

@@ -41,6 +41,19 @@ def test_without_numba_the_reference_runs_and_says_so_once(monkeypatch):
         dispatch.have_numba.cache_clear()
 
 
+def test_without_the_compiler_small_arrays_alone_are_looped_over(monkeypatch):
+    numba = pytest.importorskip("numba")
+    monkeypatch.setattr(dispatch, "PATIENCE", 5)
+    small, large = np.ones(5), np.ones(6)
+    for off in (False, True):
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", int(off))
+        dispatch._interpreted.cache_clear()
+        assert dispatch.compiled(small) and dispatch.compiled(small, work=5)
+        assert dispatch.compiled(small, large) is dispatch.compiled(large) is not off
+        assert dispatch.compiled(small, work=6) is not off
+    dispatch._interpreted.cache_clear()
+
+
 def test_threads_take_turns():
     running, most = [], []
 

@@ -32,7 +32,7 @@ def exp32(x):
 
 def exp(x):
     """`exp32` of a float32; the C library's of a float64."""
-    return exp32(x) if isinstance(x, np.float32) else math.exp(x)
+    return exp32(x) if isinstance(x, np.float32) else np.exp(x)
 
 
 @overload(exp, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})

@@ -12,7 +12,8 @@ from minattn.transformer.pretrained.gguf import GGUF
 gguf = pytest.importorskip("gguf", reason="the judge: pip install gguf")
 
 VALUES = {"a.uint8": ("uint8", 7), "a.int8": ("int8", -7), "a.uint16": ("uint16", 700),
-          "a.int16": ("int16", -700), "a.uint32": ("uint32", 70000), "a.int32": ("int32", -70000), "a.uint64": ("uint64", 2**40),
+          "a.int16": ("int16", -700), "a.uint32": ("uint32", 70000),
+          "a.int32": ("int32", -70000), "a.uint64": ("uint64", 2**40),
           "a.int64": ("int64", -(2**40)), "a.float32": ("float32", 0.5), "a.float64": ("float64", 0.1),
           "a.bool": ("bool", True), "a.text": ("string", "ein schöner Tag"),
           "a.texts": ("array", ["", "ab", "ü"]), "a.numbers": ("array", [3, -1, 2]),
@@ -22,7 +23,8 @@ VALUES = {"a.uint8": ("uint8", 7), "a.int8": ("int8", -7), "a.uint16": ("uint16"
 def tensors():
     rng = np.random.default_rng(0)
     return {"plain": rng.standard_normal(5).astype(np.float32),
-            "cube": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "float16": rng.standard_normal((3, 7)), "q4_1": rng.standard_normal((3, 64)),
+            "cube": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+            "float16": rng.standard_normal((3, 7)), "q4_1": rng.standard_normal((3, 64)),
             "q8_0": rng.standard_normal((2, 32))}
 
 
