@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,45 @@ from minattn.kernels import cross_entropy
 from .block import Block, make_norm
 from .config import Config
 from .embed import Embed, init_gpt2
+
+
+def naive_llama(ids: Sequence[int], state: Mapping[str, Array], config: Config) -> np.ndarray:
+    """Logits (N, V) of a Llama on one sequence, head by head, in the dtype of its weights.
+
+    `state` holds the weights under the names of ``GPT.state_dict()``. RMS norms, rotary positions in pairs
+    (m, m + D/2), SwiGLU, no biases: what `Config` calls "rms", "rope" and "swiglu".
+    """
+    N, D, group = len(ids), config.d_head, config.heads // config.n_kv_heads
+    angles = np.arange(N)[:, None] * config.rope_base ** (-np.arange(0, D, 2) / D)
+    turn = np.exp(1j * angles)  # (N, D/2)
+    seen = np.tril(np.ones((N, N), bool))
+
+    def norm(x, name):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * state[f"{name}.weight"]
+
+    def linear(x, name):
+        return x @ state[f"{name}.weight"].T
+
+    def rotated(x):
+        z = (x[:, : D // 2] + 1j * x[:, D // 2 :]) * turn
+        return np.concatenate([z.real, z.imag], 1).astype(x.dtype)
+
+    x = np.asarray(state["embed.token.weight"][np.asarray(ids)])
+    for n in range(config.layers):
+        at = f"blocks.{n}"
+        h = norm(x, f"{at}.norm1")
+        q, k, v = (linear(h, f"{at}.attn.{c}_proj").reshape(N, -1, D) for c in "qkv")
+        heads = []
+        for head in range(config.heads):
+            scores = rotated(q[:, head]) @ rotated(k[:, head // group]).T / np.sqrt(D).astype(x.dtype)
+            scores = np.where(seen, scores, -np.inf)
+            a = np.exp(scores - scores.max(-1, keepdims=True))
+            heads.append(a / a.sum(-1, keepdims=True) @ v[:, head // group])
+        x = x + linear(np.concatenate(heads, 1), f"{at}.attn.out_proj")
+        h = norm(x, f"{at}.norm2")
+        gate = linear(h, f"{at}.mlp.gate")
+        x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, f"{at}.mlp.up"), f"{at}.mlp.down")
+    return linear(norm(x, "norm"), "head")
 
 
 class GPT(nn.Module):
