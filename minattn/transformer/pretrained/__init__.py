@@ -7,6 +7,7 @@ here.
 
 from .checkpoint import CheckpointError
 from .loading import PACKAGED, load
+from .minilm import SentenceEncoder
 from .tokenizer import Tokenizer
 
-__all__ = ["PACKAGED", "CheckpointError", "Tokenizer", "load"]
+__all__ = ["PACKAGED", "CheckpointError", "SentenceEncoder", "Tokenizer", "load"]
