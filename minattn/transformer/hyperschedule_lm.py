@@ -18,6 +18,7 @@ import numpy as np
 
 from minattn.attention import AppendCache, KVCache, causal
 from minattn.attention.masks import MaskMod, whole
+from minattn.attention.position import PositionEncoding
 from minattn.autograd import cat, no_grad
 from minattn.autograd.engine import Array, Operand, raw
 
@@ -29,7 +30,7 @@ from .hyperschedule import Hyperschedule, hyperschedule_mask, naive_hyperschedul
 
 PAPERS = (196,)
 
-__all__ = ["HyperscheduleLM", "SettledCache", "Written", "block_loss", "block_times", "move_loss",
+__all__ = ["Folded", "HyperscheduleLM", "SettledCache", "Written", "block_loss", "block_times", "move_loss",
            "naive_scheduled_generate", "scheduled_generate"]
 
 
@@ -43,14 +44,43 @@ class SettledCache(AppendCache):
         self.length = n
 
 
+class Folded(PositionEncoding):
+    """Another encoding, for rows of which two may stand at one position: row N + p stands where row p does.
+
+    Parameters
+    ----------
+    inner : PositionEncoding
+        `RoPE`, `ALiBi` or none.
+
+    Attributes
+    ----------
+    N : int or None
+        Where positions begin again; None if they do not.
+    """
+
+    def __init__(self, inner: PositionEncoding) -> None:
+        self.inner, self.N = inner, None
+        if inner.score_mod is not None:
+            self.score_mod = self._score
+
+    def rotate(self, x: Operand, positions: Array) -> Operand:
+        """Queries or keys x turned as `inner` turns them at the folded positions."""
+        return self.inner.rotate(x, self._place(positions))
+
+    def _score(self, score: Operand, b: Array, h: Array, i: Array, j: Array) -> Operand:
+        return self.inner.score_mod(score, b, h, self._place(i), self._place(j))
+
+    def _place(self, positions: Array) -> Array:
+        return positions if self.N is None else positions % self.N
+
+
 class HyperscheduleLM(GPT):
     """A `GPT` that sees what its mask says, and predicts the token at each position, not the next.
 
     Parameters
     ----------
     config : Config
-        ``vocab`` counts [MASK], whose id is the last, V; logits are of the V tokens. Positions must be those
-        of an embedding ("learned", "sinusoidal" or "none"), since two rows may stand at one position.
+        ``vocab`` counts [MASK], whose id is the last, V; logits are of the V tokens.
     rng : numpy.random.Generator
 
     Examples
@@ -62,13 +92,12 @@ class HyperscheduleLM(GPT):
     """
 
     def __init__(self, config: Config, *, rng: np.random.Generator) -> None:
-        if config.position in ("rope", "alibi"):
-            raise ValueError("config: expected position to be learned, sinusoidal or none, "
-                             f"got {config.position!r}")
         if config.vocab < 2:
             raise ValueError(f"config: expected a vocab of at least one token and [MASK], got {config.vocab}")
         super().__init__(config, rng=rng)
         self.mask_id = config.vocab - 1
+        for block in self.blocks:
+            block.attn.position = Folded(block.attn.position)
 
     def hidden(self, ids: Array, *, mask_mod: MaskMod | None = None, caches: Sequence[KVCache] | None = None,
                pad: Array | None = None) -> Operand:
@@ -106,8 +135,17 @@ class HyperscheduleLM(GPT):
         """
         if np.shape(clean) != np.shape(noised):
             raise ValueError(f"noised: expected shape {np.shape(clean)} as clean, got {np.shape(noised)}")
-        x = self._stream(cat([self.embed(clean), self.embed(noised)], 1), mask_mod)
-        return self.head(x[:, np.shape(clean)[1] :])[..., : self.mask_id]
+        N = np.shape(clean)[1]
+        self._fold(N)
+        try:
+            x = self._stream(cat([self.embed(clean), self.embed(noised)], 1), mask_mod)
+        finally:
+            self._fold(None)
+        return self.head(x[:, N:])[..., : self.mask_id]
+
+    def _fold(self, N: int | None) -> None:
+        for block in self.blocks:
+            block.attn.position.N = N
 
     def new_caches(self) -> list[KVCache]:
         """An empty `SettledCache` for each block."""

@@ -48,6 +48,8 @@ def gradients(loss, model):
         ("causal", "full", "learned", 2),
         ("block_causal", "causal", "sinusoidal", 1),
         ("causal", "causal", "none", 2),
+        ("causal", "full", "rope", 2),
+        ("block_causal", "full", "alibi", 4),
     ],
 )
 def test_one_pass_of_2n_rows_is_the_mean_over_blocks(B, N, width, context, active, position, heads):
@@ -151,7 +153,7 @@ SCHEDULES = [
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize(("context", "active"), [(c, a) for c in CONTEXTS for a in ACTIVE])
 def test_cached_generation_is_the_one_that_computes_everything(schedule, context, active):
-    model = network(position="sinusoidal" if context == "full" else "learned")
+    model = network(position={"causal": "rope", "block_causal": "alibi", "full": "learned"}[context])
     prompt = np.random.default_rng(9).integers(0, V, (2, schedule.given)) if schedule.given else None
     options = {"batch": 2, "prompt": prompt, "eta": 0.6, "context": context, "active": active}
     naive = lm.naive_scheduled_generate(model, schedule, rng=np.random.default_rng(1), **options)
@@ -227,6 +229,23 @@ def test_eta_decides_what_is_drawn_again():
     )
 
 
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_positions_fold_for_the_time_of_a_pass(position):
+    model, ids = network(position=position), np.random.default_rng(0).integers(0, V, (1, 5))
+    before, mask = raw(model(ids)), lm.training_mask(5, 2)
+    once = raw(model.pair(ids, ids, mask))
+    np.testing.assert_array_equal(raw(model(ids)), before)
+
+    def broken(b, h, i, j):
+        raise RuntimeError("no mask")
+
+    with pytest.raises(RuntimeError, match="no mask"):
+        model.pair(ids, ids, broken)
+    np.testing.assert_array_equal(raw(model(ids)), before)
+    model._fold = lambda N: None  # rows that stand at N + p instead of p see otherwise
+    assert np.abs(raw(model.pair(ids, ids, mask)) - once).max() > 1e-3
+
+
 def test_times_of_blocks():
     rng = np.random.default_rng(0)
     t = lm.block_times(rng, 200, 7, 3, 4)
@@ -275,8 +294,10 @@ def test_bad_input_is_named():
         return lambda: lm.scheduled_generate(model, schedule, rng=rng, prompt=prompt, **options)
 
     cases = [
-        (build(position="rope"), "config: expected position to be learned, sinusoidal or none, got 'rope'"),
-        (build(position="alibi"), "config: expected position to be learned, sinusoidal or none, got 'alibi'"),
+        (
+            lambda: model(ids, pad=np.array([1])),
+            "pad: expected none, a schedule's positions are those of the rows",
+        ),
         (build(vocab=1), "config: expected a vocab of at least one token and [MASK], got 1"),
         (
             lambda: model.pair(ids, ids[:, 1:], lm.training_mask(4, 2)),
