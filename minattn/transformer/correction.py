@@ -194,13 +194,11 @@ def adaptive_correction_sampler(rng: np.random.Generator, denoiser: Denoiser, id
     ----------
     Fathi et al. 2025, arXiv 2504.06416, section 6 and algorithm 1.
     """
-    ids = np.array(ids)
-    given: np.ndarray | None = None
-    start = ids
+    start = ids = np.array(ids)
     for t, s in moves:
         logits = _called(denoiser, ids)
-        given = start != logits.shape[-1] if given is None else given
-        ids = np.where(given, ids, correction_move(rng, ids, logits, t, s, eta))
+        given = start < logits.shape[-1]
+        ids = np.where(given, start, correction_move(rng, ids, logits, t, s, eta))
     return ids
 
 

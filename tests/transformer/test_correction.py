@@ -99,6 +99,38 @@ def test_outcomes_without_probability_are_never_drawn():
     assert co.correction_move(Fixed(0.0), np.array([[7]]), third, 0.5, 0.0).item() == 0
 
 
+def test_the_kernel_computes_in_double_precision():
+    ids, logits, t, s = state(np.random.default_rng(7))
+    single = logits.astype(np.float32)
+    got = co.correction_kernel(ids, single, t, s, 0.5)
+    assert got.dtype == np.float64
+    np.testing.assert_array_equal(got, co.correction_kernel(ids, single.astype(np.float64), t, s, 0.5))
+    np.testing.assert_allclose(
+        co.correction_kernel(ids.astype(np.uint8), logits + 2000, t, s, 0.5),
+        co.correction_kernel(ids, logits, t, s, 0.5),
+        rtol=1e-10,
+    )
+    u = np.random.default_rng(0).random(ids.shape)
+    np.testing.assert_array_equal(
+        co.naive_correction_move(ids, logits + 2000, t, s, 0.5, u),
+        co.naive_correction_move(ids, logits, t, s, 0.5, u),
+    )
+
+
+def test_a_token_that_is_impossible_everywhere_is_fine_and_a_place_without_any_is_not():
+    never = np.where(np.arange(3) == 1, -np.inf, 0.0) * np.ones((4, 3, 3))
+    nowhere = np.where(np.arange(3)[:, None] == 1, -np.inf, 0.0) * np.ones((4, 3, 3))
+    ids = np.full((4, 3), 3)
+    for sampler in (co.mdlm_sampler, co.adaptive_correction_sampler):
+        out = sampler(np.random.default_rng(0), lambda ids: never, ids, [(1, 0)])
+        assert set(out.ravel()) == {0, 2}
+        with pytest.raises(ValueError, match="no token possible"):
+            sampler(np.random.default_rng(0), lambda ids: nowhere, ids, [(1, 0)])
+        assert (
+            sampler(np.random.default_rng(0), lambda ids: never.astype(np.float16), ids, [(1, 0)]).max() == 2
+        )
+
+
 # ---- whole samplers
 
 
