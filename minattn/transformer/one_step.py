@@ -50,8 +50,8 @@ def one_step(block: Any, x: Operand, mask_mod: Any, cache: Any) -> Tensor | None
     k, v = np.empty((2, B, attn.n_kv_heads, D), np.float32)
     enter(rows, gains[0], np.float32(block.norm1.eps), *w[:3], attn.position.theta, cache.length, q, k, v)
     seen = cache.append(k[:, :, None], v[:, :, None])
-    out = leave(rows, q, _buffer(seen.keys), _buffer(seen.values), seen.keys.shape[2], w[3], gains[1],
-                np.float32(block.norm2.eps), *w[4:])
+    out = leave(rows, q, _whole(seen.keys, cache._k), _whole(seen.values, cache._v), seen.keys.shape[2], w[3],
+                gains[1], np.float32(block.norm2.eps), *w[4:])
     return Tensor(out[:, None])
 
 
@@ -78,10 +78,9 @@ def _matrix(layer: Any) -> Any:
     return weight if type(weight) is np.ndarray and weight.flags.c_contiguous else None
 
 
-def _buffer(x: Array) -> Array:
-    """The C-contiguous array (B, Hk, size, D) of which x (B, Hk, n, D) is the front, or else a copy of x."""
-    base = x.base
-    if (type(base) is np.ndarray and base.flags.c_contiguous and base.strides == x.strides
-            and base.__array_interface__["data"] == x.__array_interface__["data"]):
-        return base
-    return np.ascontiguousarray(x)
+def _whole(x: Array, buffer: Array) -> Array:
+    """The cache's buffer (B, Hk, size, D) if x (B, Hk, n, D) is the front of it, else x without gaps.
+
+    A front has gaps between the heads; the kernel skips them when it knows the size.
+    """
+    return buffer if x.base is buffer else np.ascontiguousarray(x)

@@ -10,7 +10,7 @@ from minattn.attention import AppendCache, RingCache, WindowCache, causal
 from minattn.autograd import Tensor, no_grad
 from minattn.transformer import GPT, Config, block
 from minattn.transformer.block import Block
-from minattn.transformer.one_step import one_step
+from minattn.transformer.one_step import _whole, one_step
 from minattn.transformer.pretrained.packing import pack_model
 
 pytest.importorskip("numba")
@@ -35,8 +35,8 @@ def taken(monkeypatch):
 
 def llama(config=LLAMA, weights="float32", seed=0):
     model = GPT(config, rng=np.random.default_rng(seed)).eval()
-    for p in model.parameters():  # larger than at first, so that attention is far from uniform
-        p.data = (8 * p.data if p.ndim == 2 else 1 + 0.3 * np.sin(np.arange(p.size))).astype(p.dtype)
+    for n, p in enumerate(model.parameters()):  # larger than at first: attention is then far from uniform
+        p.data = (8 * p.data if p.ndim == 2 else 1 + 0.3 * np.sin(n + np.arange(p.size))).astype(p.dtype)
     return pack_model(model, weights)
 
 
@@ -173,10 +173,26 @@ def test_what_else_it_does_not_know(taken, monkeypatch):
         monkeypatch.setattr(model.blocks[1].attn.position, "interleaved", True)
         assert not stepped(model, taken)
         assert not stepped(llama().to(np.float64), taken)
+        turned = llama()
+        for b in turned.blocks:
+            b.mlp.down.weight.data = np.asfortranarray(b.mlp.down.weight.data)
+        assert not stepped(turned, taken)
         mixed = llama()
         mixed.blocks[0].norm1 = nn.RMSNorm(64, affine=False)
         mixed.blocks[1].mlp.up = pack_model(nn.Sequential(mixed.blocks[1].mlp.up), "q4")[0]
         assert not stepped(mixed, taken)
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_keys_of_a_buffer_are_not_copied(kind):
+    cache = CACHES[kind]()
+    for n in (3, 1, 1, 1):
+        new = np.random.default_rng(n).standard_normal((2, 3, n, 4)).astype(np.float32)
+        keys = cache.append(new, new).keys
+        whole = _whole(keys, cache._k)
+        assert whole.flags.c_contiguous
+        np.testing.assert_array_equal(whole[:, :, : keys.shape[2]], keys)
+    assert (whole is cache._k) is (kind != "window")
 
 
 def test_dropout_counts_in_training_alone(taken):
