@@ -1,5 +1,6 @@
 """The reader of GGUF files against the `gguf` library, which writes them and reads them in its own way."""
 
+import mmap
 import struct
 
 import numpy as np
@@ -103,7 +104,46 @@ def test_a_copy_may_be_made_after_the_file_is_in_use(tmp_path):
         np.testing.assert_array_equal(got, large)
 
 
+class Advised:
+    """In the place of a mapping: what it is told about its pages."""
+
+    def __init__(self):
+        self.told = []
+
+    def madvise(self, *what):
+        self.told.append(what)
+
+
+def test_whole_pages_of_what_is_copied_are_left_out_of_the_mapping(file, tmp_path):
+    path, page = tmp_path / "large.gguf", mmap.PAGESIZE
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("small", np.ones(7, np.float32))
+    writer.add_tensor("large", np.ones(5 * page, np.float32))
+    for each in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, each)()
+    read = GGUF(path)
+    assert read.tensors["large"].shape == (5 * page,) and GGUF(file).tensors["cube"].shape == (2, 3, 4)
+    start = read.tensors["large"].offset
+    read._map = Advised()
+    read.read("small")
+    assert read._map.told == []
+    assert read.read("large").sum() == 5 * page
+    ((advice, first, length),) = read._map.told
+    assert advice == mmap.MADV_RANDOM and first % page == length % page == 0
+    assert start <= first < start + page and 0 <= start + 4 * 5 * page - (first + length) < page
+
+
+def test_a_copy_is_apart_from_the_mapping(file):
+    read = GGUF(file)
+    mapped = read.read("plain", mapped=True)
+    mapped[:] = 7
+    assert (read.read("plain") != 7).all() and (read.read("plain", mapped=True) == 7).all()
+
+
 # ---- what cannot be used
+
+CUT = (": (its header is cut off or damaged|it ends before the tensor [a-z0-9_]+|it starts with b'.*'"
+       "|.*empty file)$")
 
 
 def refused(path, match):
@@ -118,7 +158,7 @@ def test_a_file_cut_off_anywhere_is_refused(file, tmp_path):
     refusals = set()
     for size in [0, 1, 3, 4, 10, *range(24, last, 37), last, len(whole) - 32 - 34]:
         cut.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="cut") as caught:
+        with pytest.raises(CheckpointError, match=CUT) as caught:
             GGUF(cut)
         refusals.add(str(caught.value).split(": ", 1)[1][:40])
     assert len(refusals) >= 4
@@ -137,14 +177,14 @@ def test_damage_is_refused(file, tmp_path):
     refused(with_bytes(4, struct.pack("<I", 4)), "expected version 2 or 3, got 4")
     GGUF(with_bytes(4, struct.pack("<I", 2)))
     refused(with_bytes(16, struct.pack("<Q", 2**62)), "its header is cut off or damaged|of unknown type")
-    refused(with_bytes(24, struct.pack("<Q", 2**63)), "its header is cut off or damaged")
+    refused(with_bytes(24, struct.pack("<Q", 2**63)), ": its header is cut off or damaged$")
     name = good.index(b"a.uint8") + len("a.uint8")
     refused(with_bytes(name, struct.pack("<I", 77)), "metadata of unknown type 77")
     texts = good.index(b"a.texts") + len("a.texts")
     refused(with_bytes(texts + 4, struct.pack("<I", 9)), "metadata with an array of type 9")
-    refused(with_bytes(texts + 16, struct.pack("<Q", 2**50)), "its header is cut off or damaged")
+    refused(with_bytes(texts + 16, struct.pack("<Q", 2**50)), ": its header is cut off or damaged$")
     text = good.index("schöner".encode())
-    refused(with_bytes(text, b"\xff\xff"), "its header is cut off or damaged")
+    refused(with_bytes(text, b"\xff\xff"), ": its header is cut off or damaged$")
     kind = good.index(b"q4_1") + len("q4_1") + 4 + 16
     refused(with_bytes(kind, struct.pack("<I", 2)), "tensor q4_1 is of type 2; known are")
     refused(with_bytes(kind - 16, struct.pack("<Q", 65)), r"tensor q4_1 has shape \(3, 65\) in q4_1")
