@@ -299,7 +299,9 @@ def index(folder, weight_map):
 
 
 def test_several_files(shards):
-    arrays = open_checkpoint(shards).arrays
+    found = open_checkpoint(shards)
+    assert found.folder == shards and found.settings.values["n"] == 3
+    arrays = found.arrays
     assert list(arrays) == ["up.weight", "many", "up.bias", "half"]
     for name in ("up.weight", "up.bias", "half"):
         np.testing.assert_array_equal(arrays[name].read(), ARRAYS[name])

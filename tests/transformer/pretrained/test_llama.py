@@ -98,6 +98,22 @@ def test_angles_and_a_tied_output_that_were_saved_too_are_left_out(saved):
     compare(model, folder)
 
 
+def test_settings_that_are_not_written_down(saved, edited):
+    model = theirs()
+    ours = compare(model, edited(saved(model), attention_bias=None, mlp_bias=None, hidden_act=None))
+    assert ours.config.context == 64 and not ours.config.bias
+
+
+def test_a_tied_output_excuses_nothing_else_that_is_left_over(saved):
+    from safetensors.numpy import load_file, save_file
+
+    folder = saved(theirs(tie_word_embeddings=True))
+    arrays = load_file(folder / "model.safetensors") | {"model.norm2.weight": np.zeros(3, np.float32)}
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has also norm2\.weight$"):
+        load(folder)
+
+
 def test_defaults_are_those_of_transformers(tmp_path):
     from minattn.transformer.pretrained.checkpoint import Settings
 

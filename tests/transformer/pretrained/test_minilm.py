@@ -80,6 +80,22 @@ def test_in_any_order_and_batch_each_sentence_has_its_vector(minilm, sentences):
     assert minilm.encode([]).shape == (0, 384)
 
 
+def test_sentences_of_like_length_go_together(minilm, monkeypatch):
+    shapes, forward = [], minilm.forward
+
+    def seen(ids, lengths):
+        shapes.append(ids.shape)
+        return forward(ids, lengths)
+
+    monkeypatch.setattr(minilm, "forward", seen)
+    texts = ["one " * n for n in (9, 1, 8, 2, 7, 3)]
+    minilm.encode(texts, batch=2)
+    assert shapes == [(2, 4), (2, 9), (2, 11)]
+    shapes.clear()
+    minilm.encode(["a"] * 33)
+    assert shapes == [(32, 3), (1, 3)]
+
+
 def test_long_texts_are_cut_off_at_256_tokens(minilm):
     assert len(minilm.tokenizer.encode("word " * 400)) == 256
     np.testing.assert_array_equal(minilm.encode("word " * 400), minilm.encode("word " * 254))
@@ -182,6 +198,8 @@ def test_the_length_at_which_texts_are_cut_off(copy):
     assert len(sentence_encoder(copy).tokenizer.encode("word " * 20)) == 12
     (copy / "sentence_bert_config.json").write_text('{"max_seq_length": 5000}')
     assert len(sentence_encoder(copy).tokenizer.encode("word " * 600)) == 512  # as many as there are
+    (copy / "sentence_bert_config.json").write_text("{}")
+    assert len(sentence_encoder(copy).tokenizer.encode("word " * 600)) == 512
     (copy / "sentence_bert_config.json").unlink()
     assert len(sentence_encoder(copy).tokenizer.encode("word " * 600)) == 512
     assert len(sentence_encoder(copy).tokenizer.encode("word")) == 3
