@@ -45,7 +45,8 @@ def test_ids_from_the_model_s_settings(folder, config, eos, pad):
 
 def test_named_tokens_go_before_them(folder):
     beside = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None,
-              "unk_token": "[UNK]", "mask_token": "<none of ours>", "cls_token": {"special": True}, "sep_token": ""}
+              "unk_token": "[UNK]", "mask_token": "<none of ours>", "cls_token": {"special": True},
+              "sep_token": ""}
     got = read(folder, beside, eos_token_id=5, pad_token_id=2)
     assert (got.eos, got.pad) == (1, 2)
     assert got.special == {"bos_token": 0, "eos_token": 1, "unk_token": 7}
