@@ -88,6 +88,8 @@ def test_a_penalized_step_penalizes_what_is_there_so_far():
     ids = np.array([[1, 2, 3], [4, 3, 3]])
     assert step(ids)[1].tolist() == [0, 0, 0, 0, 2.5, 0, 0]  # 4 has been said
     assert not hasattr(step, "reorder")
+    bold = penalized(counting, 0.5)  # below 1 it invites repeats
+    np.testing.assert_array_equal(bold(ids), penalize_repeats(counting(ids), ids, 0.5))
 
 
 def test_a_penalized_step_passes_reordering_on_and_knows_whose_row_is_whose():
