@@ -61,14 +61,14 @@ def _log_likelihood(e: Array, a: Array, /, labels: Array, states: Array) -> tupl
         launch(dag.forward, e, a, labels, states, arrivals, out)
         return out, arrivals
     arrivals = stack(_arrivals(e, _edges(a, states)), 1)
-    end = (np.arange(len(e)), labels - 1, states - 1)
-    return (arrivals + e)[end], arrivals
+    end = map(namespace(e).asarray, (np.arange(len(e)), labels - 1, states - 1))
+    return (arrivals + e)[tuple(end)], arrivals
 
 def _d_log_likelihood(g, out, e, a, labels, states, saved):
     """Shares: how much of P goes through state u at label i, and through edge (v, u) on the way to it."""
     xp = namespace(e)
     g = where(raw(out) > NEVER, g, 0)
-    if saved is not None and isinstance(saved, np.ndarray) and compiled(e, a, saved) and e.size:
+    if saved is not None and e.size and compiled(e, a, saved):
         from .cpu import dag
 
         e, a = np.ascontiguousarray(e), np.ascontiguousarray(a)
@@ -119,11 +119,11 @@ def dag_log_likelihood(emissions: Operand, transitions: Operand, label_lengths: 
     ValueError
         If shapes do not fit, or a length is below 1 or above what there is.
     """
-    if np.ndim(raw(emissions)) != 3:
-        raise ValueError(f"emissions: expected (B, M, S), got shape {np.shape(raw(emissions))}")
+    if len(emissions.shape) != 3:
+        raise ValueError(f"emissions: expected (B, M, S), got shape {emissions.shape}")
     B, M, S = emissions.shape
-    if np.shape(raw(transitions)) != (B, S, S):
-        raise ValueError(f"transitions: expected shape {(B, S, S)}, got {np.shape(raw(transitions))}")
+    if transitions.shape != (B, S, S):
+        raise ValueError(f"transitions: expected shape {(B, S, S)}, got {transitions.shape}")
     labels = checked_lengths("label_lengths", label_lengths, B, M)
     states = checked_lengths("state_lengths", state_lengths, B, S)
     return log_likelihood(emissions, transitions, labels=labels, states=states)
@@ -131,7 +131,8 @@ def dag_log_likelihood(emissions: Operand, transitions: Operand, label_lengths: 
 
 def checked_lengths(name: str, given: Any, B: int, most: int) -> np.ndarray:
     """`given` as B integers in [1, most]; all `most` if None."""
-    lengths = np.full(B, most) if given is None else np.asarray(raw(given))
+    given = np.full(B, most) if given is None else raw(given)
+    lengths = np.asarray(given.get() if hasattr(given, "get") else given)  # from the GPU, if they are there
     if lengths.shape != (B,) or lengths.dtype.kind not in "iu":
         raise ValueError(f"{name}: expected {B} integers, got {lengths.dtype} of shape {lengths.shape}")
     if B and not (lengths.min() >= 1 and lengths.max() <= most):

@@ -83,6 +83,11 @@ def test_single_precision(case, numba, monkeypatch):
     checks.check_single_precision(case, monkeypatch)
 
 
+@checks.each(DAG)
+def test_other_library(case, other_library):
+    checks.check_other_library(case, other_library)
+
+
 def drawn(B, M, S, dtype=np.float64, seed=0):
     rng = np.random.default_rng(seed)
     return (2 * rng.standard_normal((B, M, S))).astype(dtype), rng.standard_normal((B, S, S)).astype(dtype)
