@@ -14,7 +14,7 @@ Everything is kept in logarithms: the probabilities of long sequences underflow.
 below, the compiled form in `cpu/dag.py`.
 
 Source: Huang, Zhou, Liu, Li and Huang, "Directed Acyclic Transformer for Non-Autoregressive Machine
-Translation" (ICML 2022), section 3.2; ExLM (arXiv 2501.13397) trains with it.
+Translation" (ICML 2022); ExLM (arXiv 2501.13397) trains with it.
 """
 
 from __future__ import annotations

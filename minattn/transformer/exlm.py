@@ -114,7 +114,7 @@ def repeated_mlm_batch(rng: np.random.Generator, ids: Array, mask_id: int, k: in
 
     References
     ----------
-    Zheng et al., arXiv 2501.13397, section 3 ("repeated MLM").
+    Zheng et al., arXiv 2501.13397 ("repeated MLM").
     """
     return mask_always(rng, np.repeat(check_ids(ids), whole("k", k), 1), mask_id, p)
 

@@ -7,7 +7,7 @@ chooses which states speak for the m labels y_1 … y_m:
     E_uv  = Σ_c g_u^c · softmax_{v>u}(q_u^c · k_v^c / √(D/C))       g_u = softmax_c of the gate at u
     F[1, 1] = p(y_1 | 1),    F[i, u] = p(y_i | u) Σ_{v<u} F[i−1, v] E_vu,    loss = −ln F[m, S] / m
 
-Source: Zheng et al., "ExLM" (ICML 2025, arXiv 2501.13397), section 4 and the authors' code; the graph is that
+Source: Zheng et al., "ExLM" (ICML 2025, arXiv 2501.13397) and the authors' code; the graph is that
 of Huang et al., "Directed Acyclic Transformer" (ICML 2022).
 """
 
