@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minattn.attention import AppendCache, RingCache, WindowCache, left_padding, mask_array, sliding_window
 from minattn.autograd import no_grad
 from minattn.nn.decode import beam_search, penalize_repeats
-from minattn.transformer import GPT, Config, Step, generate, stream
+from minattn.transformer import GPT, Config, EncoderDecoder, Step, TranslationStep, generate, stream
 
 LLAMA = Config(vocab=17, context=24, layers=2, heads=4, kv_heads=2, d_model=16, norm="rms", bias=False,
                activation="swiglu", position="rope", tied=False)
@@ -167,6 +167,53 @@ def test_a_batch_longer_than_the_learned_positions():
         np.testing.assert_array_equal(row[5:], generate(model, prompt[None, 5 - n :], 8)[0, n:])
 
 
+def test_rotary_positions_have_no_limit():
+    model, x = make(context=4), ids(1, 9)
+    caches = [Counting(), Counting()]
+    want = generate(MODEL, x, 5)  # the same weights, a longer context
+    np.testing.assert_array_equal(generate(model, x, 5, cache=caches), want)
+    assert caches[0].pieces == [9, 1, 1, 1, 1]
+    assert (generate(MODEL, x[:, -4:], 5)[0, 4:] != want[0, 9:]).any()
+
+
+def test_learned_positions_are_cached_up_to_the_last():
+    model, caches = make(position="learned", context=8), [Counting(), Counting()]
+    generate(model, ids(1, 5), 4, cache=caches)
+    assert caches[0].pieces == [5, 1, 1, 1]
+
+
+def test_filters_reach_the_sampler():
+    x = ids(2, 4)
+    one = generate(MODEL, x, 6, rng=np.random.default_rng(0), top_k=1)
+    np.testing.assert_array_equal(one, generate(MODEL, x, 6))
+    assert (generate(MODEL, x, 6, rng=np.random.default_rng(0)) != one).any()
+    best = list(stream(MODEL, x[0], 6, rng=np.random.default_rng(0), min_p=1.0))
+    assert [p.id for p in best] == one[0, 4:].tolist()
+
+
+def test_a_step_of_a_translation():
+    """Logits of the token after the last, with the sources encoded once and no target token read twice."""
+    config = replace(LLAMA, position="learned", kv_heads=None)
+    model = EncoderDecoder(config, source_vocab=7, rng=np.random.default_rng(0)).to(np.float64).eval()
+    for p in model.parameters():
+        p.data = p.data + 0.4 * np.random.default_rng(p.size).standard_normal(p.shape)
+    source, lengths, x = np.random.default_rng(2).integers(0, 7, (2, 6)), np.array([6, 3]), ids(2, 5)
+    seen, encoded = [], []
+    hooks = {"embed": lambda e: seen.append(e.shape[1]), "encoder": lambda e: encoded.append(e.shape)}
+    for cache in (True, False):
+        for real in (lengths, None):
+            seen.clear(), encoded.clear()
+            with model.hooked(hooks), no_grad():
+                step = TranslationStep(model, source, real, cache=cache)
+                got = [step(x[:, :n]).data for n in (3, 4, 5)]
+            assert seen == ([3, 1, 1] if cache else [3, 4, 5]) and len(encoded) == 1
+            for n, z in zip((3, 4, 5), got, strict=True):
+                np.testing.assert_allclose(z, model(source, x[:, :n], real).data[:, -1], rtol=1e-10)
+    with no_grad():
+        assert np.abs(model(source, x).data - model(source, x, lengths).data).max() > 1e-3
+        assert TranslationStep(model, source).caches is not None
+
+
 def test_left_padding_as_a_mask():
     visible = mask_array(left_padding(np.array([0, 2])), 2, 1, 1, 3)
     assert visible[:, 0, 0].tolist() == [[True, True, True], [False, False, True]]
@@ -302,8 +349,8 @@ def test_a_stream_reads_each_token_once_and_only_when_asked():
         for n, _ in zip(range(3), running, strict=False):
             assert seen == [5] + [1] * n
     caches = [Counting(), Counting()]
-    list(stream(MODEL, ids(1, 5)[0], 4, cache=caches))
-    assert caches[1].pieces == [5, 1, 1, 1]
+    list(stream(MODEL, ids(1, 5)[0], 4, cache=caches, chunk=3))
+    assert caches[1].pieces == [3, 2, 1, 1, 1]
 
 
 def test_a_stream_ends_before_a_stop_string_and_with_the_end_token():
