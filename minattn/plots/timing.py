@@ -14,7 +14,8 @@ __all__ = ["Timings", "seconds", "timings"]
 def seconds(call: Callable[[], Any], budget: float = 0.05, least: int = 3) -> float:
     """Shortest time of a call, over as many repetitions as fit the budget; it is called once before."""
     call()
-    times, end = [], time.perf_counter() + budget
+    times: list[float] = []
+    end = time.perf_counter() + budget
     while len(times) < least or time.perf_counter() < end:
         start = time.perf_counter()
         call()
