@@ -31,6 +31,18 @@ def test_every_architecture_that_is_listed_exists_in_transformers():
     assert list(PACKAGED) == ["smollm2", "minilm"]
 
 
+def test_a_name_is_looked_up_with_its_weights(monkeypatch):
+    monkeypatch.setitem(PACKAGED, "mine", lambda weights: ("made", weights))
+    assert load("mine", weights="q4") == ("made", "q4") and load("mine") == ("made", "float32")
+
+
+def test_a_list_of_modules_makes_a_folder_a_sentence_encoder(saved):
+    folder = saved(bert())
+    (folder / "modules.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=rf"^{folder}/modules\.json: expected Transformer, Pooling"):
+        load(folder)
+
+
 def test_a_folder_with_a_tokenizer(saved):
     from tokenizers import Tokenizer as Backend
     from tokenizers import models
@@ -75,7 +87,7 @@ def test_other_forms_of_weights_are_refused_before_anything_is_read(weights):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"architectures": ["MambaForCausalLM"]}, r"expected one of LlamaFor.* got \['MambaForCausalLM'\]$"),
+    ({"architectures": ["MambaForCausalLM"]}, r"one of LlamaForCausalLM, GPT2L.* got \['MambaForCausalLM'\]$"),
     ({"architectures": []}, r"architectures: expected one of .*, got \[\]$"),
     ({"architectures": None}, r"architectures: expected one of .*, got \[\]$"),
     ({"architectures": "GPT2LMHeadModel"}, r"architectures: expected list, got 'GPT2LMHeadModel'"),

@@ -59,6 +59,19 @@ def test_several_files(saved):
     compare(model, load(folder))
 
 
+def test_settings_that_are_not_written_down(saved, edited):
+    model = theirs(image_size=224, patch_size=16, num_hidden_layers=1)
+    folder = edited(saved(model), image_size=None, patch_size=None, num_channels=None, qkv_bias=None,
+                    layer_norm_eps=None, hidden_act=None)
+    compare(model, load(folder))
+
+
+@pytest.mark.parametrize("side, patch", [(3, 1), (4, 4)])
+def test_a_pixel_is_a_patch_and_a_patch_is_an_image(saved, side, patch):
+    model = theirs(image_size=side, patch_size=patch, num_hidden_layers=1)
+    compare(model, load(saved(model)))
+
+
 def test_a_trunk_gives_the_class_token_s_features(saved):
     model = theirs("ViTModel", num_hidden_layers=2)
     ours, x = load(saved(model)), images(model)
