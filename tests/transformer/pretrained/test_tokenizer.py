@@ -17,7 +17,7 @@ TEMPLATE = ("{% for m in messages %}{{ start_token }}{{ m.role }}:{{ m.content }
             "{% if add_generation_prompt %}{{ start_token }}me:{% endif %}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokenizer():
     return make()
 
