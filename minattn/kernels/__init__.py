@@ -3,9 +3,11 @@
 from .conv import avg_pool2d, conv1d, conv2d, max_pool2d, unfold
 from .cross_entropy import cross_entropy
 from .dropout import dropout
+from .flash import flash_attention
 from .gelu import gelu
 from .norms import layer_norm, rms_norm
+from .packed import Packed, pack, packed_linear
 from .silu import silu
 
-__all__ = ["avg_pool2d", "conv1d", "conv2d", "cross_entropy", "dropout", "gelu", "layer_norm", "max_pool2d",
-           "rms_norm", "silu", "unfold"]
+__all__ = ["Packed", "avg_pool2d", "conv1d", "conv2d", "cross_entropy", "dropout", "flash_attention", "gelu",
+           "layer_norm", "max_pool2d", "pack", "packed_linear", "rms_norm", "silu", "unfold"]

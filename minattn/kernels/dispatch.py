@@ -36,8 +36,8 @@ PATIENCE = 1_000_000
 def compiled(*arrays: Array, work: int = 0) -> bool:
     """Whether the Numba form serves these arrays: NumPy's, all float32 or all float64.
 
-    With ``NUMBA_DISABLE_JIT=1`` it is a loop in Python, to be stepped through, and serves if neither the arrays
-    nor `work`, the number of times that it goes round, exceed `PATIENCE`.
+    With ``NUMBA_DISABLE_JIT=1`` it is a loop in Python, to be stepped through, and serves if neither the
+    arrays nor `work`, the number of times that it goes round, exceed `PATIENCE`.
     """
     dtype = arrays[0].dtype
     fit = all(type(a) is np.ndarray and a.dtype == dtype for a in arrays)

@@ -22,10 +22,10 @@ def _fused_silu(x: Array, /) -> tuple[Array, Array | None]:
     x = np.asarray(x, order="C")
     out = np.empty_like(x)
     if not is_grad_enabled():
-        launch(value, x.reshape(-1), out.reshape(-1))
+        launch(value, x.ravel(), out.ravel())
         return out, None
     slope = np.empty_like(x)
-    launch(value_and_slope, x.reshape(-1), out.reshape(-1), slope.reshape(-1))
+    launch(value_and_slope, x.ravel(), out.ravel(), slope.ravel())
     return out, slope
 
 
