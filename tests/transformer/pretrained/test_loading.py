@@ -87,7 +87,7 @@ def test_other_forms_of_weights_are_refused_before_anything_is_read(weights):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"architectures": ["MambaForCausalLM"]}, r"one of LlamaForCausalLM, GPT2L.* got \['MambaForCausalLM'\]$"),
+    ({"architectures": ["MambaForCausalLM"]}, r"one of LlamaForCausalLM, GPT2.* got \['MambaForCausalLM'\]$"),
     ({"architectures": []}, r"architectures: expected one of .*, got \[\]$"),
     ({"architectures": None}, r"architectures: expected one of .*, got \[\]$"),
     ({"architectures": "GPT2LMHeadModel"}, r"architectures: expected list, got 'GPT2LMHeadModel'"),
