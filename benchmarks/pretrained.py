@@ -45,7 +45,7 @@ class Ours:
         from minattn.transformer.pretrained.packing import pack_model
 
         self._load, self.weights = load, weights
-        toy = Config(vocab=64, context=CHUNK, layers=1, heads=2, kv_heads=1, d_model=512, d_mlp=512,
+        toy = Config(vocab=8192, context=CHUNK, layers=1, heads=2, kv_heads=1, d_model=512, d_mlp=512,
                      norm="rms", activation="swiglu", position="rope", bias=False)
         self.model: Any = pack_model(GPT(toy, rng=np.random.default_rng(0)).eval(), weights)
         self.step([1], self.forward([1] * CHUNK)[1])
@@ -54,9 +54,11 @@ class Ours:
     def load(self) -> None:
         self.model = self._load("smollm2", self.weights)
 
-    def forward(self, ids: Any, last: bool = True) -> tuple[int, Any]:
-        """The most likely token after `ids`, and the cache that holds them."""
-        return self.step(ids, self.model.new_caches(), last)
+    def forward(self, ids: Any, last: bool = True, reserve: int = 0) -> tuple[int, Any]:
+        """The most likely token after `ids`, and the cache that holds them, with room for `reserve`."""
+        from minattn.attention import AppendCache
+
+        return self.step(ids, [AppendCache(reserve) for _ in self.model.blocks], last)
 
     def step(self, ids: Any, cache: Any, last: bool = True) -> tuple[int, Any]:
         import numpy as np
@@ -84,7 +86,7 @@ class Theirs:
 
         torch.set_num_threads(threads)
         self.torch, self._class, self.path = torch, AutoModelForCausalLM, Path(path)
-        toy = LlamaConfig(vocab_size=64, hidden_size=512, intermediate_size=512, num_hidden_layers=1,
+        toy = LlamaConfig(vocab_size=8192, hidden_size=512, intermediate_size=512, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=1)
         self.model = AutoModelForCausalLM.from_config(toy).eval()
         self.step([1], self.forward([1] * CHUNK)[1])
@@ -94,7 +96,7 @@ class Theirs:
         self.model = self._class.from_pretrained(self.path.parent, gguf_file=self.path.name,
                                                  dtype=self.torch.float32).eval()
 
-    def forward(self, ids: Any, last: bool = True) -> tuple[int, Any]:
+    def forward(self, ids: Any, last: bool = True, reserve: int = 0) -> tuple[int, Any]:
         return self.step(ids, None, last)
 
     def step(self, ids: Any, cache: Any, last: bool = True) -> tuple[int, Any]:
@@ -122,7 +124,7 @@ def work(side: Any, command: str, prompt: list[int]) -> dict:
 
 def write(side: Any, prompt: list[int]) -> dict:
     """Continue the prompt greedily."""
-    token, cache = side.forward(prompt[:CHUNK])
+    token, cache = side.forward(prompt[:CHUNK], reserve=len(prompt) + WRITTEN)
     for at in range(CHUNK, len(prompt), CHUNK):
         token, cache = side.step(prompt[at : at + CHUNK], cache)
     found = []
