@@ -9,7 +9,7 @@ V tokens of which number V is [MASK], the position becomes
 A model trained on masks alone would confirm what it sees; one trained on hybrid noise knows that a visible
 token may be wrong, so a second draw can mend it. A move with s = t reveals nothing and only corrects.
 
-Fathi, Scholak and Noël 2025, arXiv 2504.06416, section 6; MDLM: Sahoo et al., arXiv 2406.07524.
+Fathi, Scholak and Noël 2025, arXiv 2504.06416; MDLM: Sahoo et al., arXiv 2406.07524.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def correction_kernel(ids: Array, logits: Operand, t: Array, s: Array, eta: floa
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416, section 6.
+    Fathi et al. 2025, arXiv 2504.06416
     """
     ids, logits = np.asarray(ids), np.asarray(raw(logits), dtype=np.float64)
     V = logits.shape[-1]
@@ -151,7 +151,7 @@ def mdlm_sampler(rng: np.random.Generator, denoiser: Denoiser, ids: Array, moves
 
     References
     ----------
-    Sahoo et al., arXiv 2406.07524, section 3.2.3.
+    Sahoo et al., arXiv 2406.07524.
     """
     ids = np.array(ids)
     for t, s in moves:
@@ -192,7 +192,7 @@ def adaptive_correction_sampler(rng: np.random.Generator, denoiser: Denoiser, id
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416, section 6 and algorithm 1.
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     start = ids = np.array(ids)
     for t, s in moves:

@@ -1,8 +1,8 @@
 """Hyperschedules: a noise level for every position at every step, and the masks that go with it.
 
-    τ[s, p] ∈ {0 … T}      0: settled, for good       T: pure noise       between: on its way
+    τ[n, p] ∈ {0 … T}      0: settled, for good       T: pure noise       between: on its way
 
-Move s takes position p from level τ[s, p] to τ[s+1, p]. It divides the sequence into three: settled positions
+Move n takes position p from level τ[n, p] to τ[n+1, p]. It divides the sequence into three: settled positions
 (level 0 before it), active ones, and pure noise (level T after it), in this order from left to right.
 
     autoregressive   one position after another, in one move each (GPT)
@@ -120,7 +120,7 @@ class Hyperschedule:
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416, section 3.
+    Fathi et al. 2025, arXiv 2504.06416
 
     Examples
     --------
@@ -232,7 +232,7 @@ def hyperschedule_mask(schedule: Hyperschedule, step: int, *, context: str = "ca
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416, section 5.
+    Fathi et al. 2025, arXiv 2504.06416
     """
     settled, end = schedule.span(step)
     behind, beside = _behind(context, schedule.width, schedule.given), _beside(active)
@@ -267,7 +267,7 @@ def training_mask(N: int, width: int, *, context: str = "causal", active: str = 
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416, section 5.
+    Fathi et al. 2025, arXiv 2504.06416
     """
     N, width = whole("N", N), whole("width", width)
     behind, beside = _behind(context, width, 0), _beside(active)
