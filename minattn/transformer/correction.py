@@ -83,7 +83,7 @@ def correction_kernel(ids: Array, logits: Operand, t: Array, s: Array, eta: floa
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     ids, logits = np.asarray(ids), np.asarray(raw(logits), dtype=np.float64)
     V = logits.shape[-1]

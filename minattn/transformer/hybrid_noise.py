@@ -159,7 +159,7 @@ def epsilon_hybrid_noise(rng: np.random.Generator, x0: Array, t: Array, epsilon:
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     x0, t = _tokens(x0, mask_id), _spread("t", t, np.shape(x0))
     _within("epsilon", epsilon)
@@ -189,7 +189,7 @@ def gamma_hybrid_noise(rng: np.random.Generator, x0: Array, sigma: Array, gamma:
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     x0, sigma = _tokens(x0, mask_id), _spread("sigma", sigma, np.shape(x0), np.inf)
     _within("gamma", gamma)
@@ -233,7 +233,7 @@ def epsilon_hybrid_loss(logits: Operand, x0: Array, noised: Noised, t: Array, ep
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     if logits.ndim != 3 or np.shape(x0) != logits.shape[:2]:
         raise ValueError(f"logits: expected shape (B, N, V) for x0 {np.shape(x0)}, got {logits.shape}")
@@ -282,7 +282,7 @@ def score_entropy(log_scores: Operand, x: Array, x0: Array, sigma: Array, gamma:
 
     References
     ----------
-    Lou et al., arXiv 2310.16834; Fathi et al. 2025, arXiv 2504.06416
+    Lou et al., arXiv 2310.16834; Fathi et al. 2025, arXiv 2504.06416.
     """
     V = log_scores.shape[-1] - 1
     _within("gamma", gamma)
@@ -331,7 +331,7 @@ def gamma_hybrid_loss(log_scores: Operand, x0: Array, noised: Noised, sigma: Arr
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     rate = _spread("rate", rate, np.shape(x0), np.inf)
     loss = score_entropy(log_scores, noised.ids, x0, sigma, gamma)

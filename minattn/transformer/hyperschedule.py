@@ -120,7 +120,7 @@ class Hyperschedule:
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
 
     Examples
     --------
@@ -232,7 +232,7 @@ def hyperschedule_mask(schedule: Hyperschedule, step: int, *, context: str = "ca
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     settled, end = schedule.span(step)
     behind, beside = _behind(context, schedule.width, schedule.given), _beside(active)
@@ -267,7 +267,7 @@ def training_mask(N: int, width: int, *, context: str = "causal", active: str = 
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     N, width = whole("N", N), whole("width", width)
     behind, beside = _behind(context, width, 0), _beside(active)

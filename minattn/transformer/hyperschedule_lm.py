@@ -5,7 +5,7 @@ The network is a GPT whose mask is not causal but handed in: `hyperschedule_mask
 noised block sees the clean ones before it, as in its own move.
 
 A settled row that only looks back is computed once; what is active is computed at every move and taken out of
-the caches again. Fathi, Scholak and Noël 2025, arXiv 2504.06416
+the caches again. Fathi, Scholak and Noël 2025, arXiv 2504.06416.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def block_loss(model: HyperscheduleLM, ids: Array, noised: Noised, t: Array, wid
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     mask = training_mask(np.shape(ids)[1], width, context=context, active=active)
     return epsilon_hybrid_loss(model.pair(ids, noised.ids, mask), ids, noised, t, epsilon, lam)
@@ -205,7 +205,7 @@ def move_loss(model: HyperscheduleLM, ids: Array, noised: Noised, t: Array, sche
 
     References
     ----------
-    Fathi et al. 2025, arXiv 2504.06416
+    Fathi et al. 2025, arXiv 2504.06416.
     """
     a, b = schedule.span(step)
     if predict_next and a < 1:
