@@ -24,7 +24,7 @@ import numpy as np
 
 from minattn.autograd.engine import Array
 
-from .dispatch import compiled, launch
+from .dispatch import compiled
 
 __all__ = ["flash_attention"]
 
@@ -48,6 +48,14 @@ def absorb_reference(s: Array, top: Array, total: Array, o: Array) -> None:
     total += s.sum(1)
     o *= keep[:, None]
     top[:] = new
+
+
+def _absorb(s: Array, top: Array, total: Array, o: Array) -> None:
+    """The compiled form of `absorb_reference`."""
+    from .cpu.flash import absorb
+
+    integer = np.int32 if s.itemsize == 4 else np.int64
+    absorb(s, s.view(integer), top, top.view(integer), total, o)
 
 
 def flash_attention(q: Array, k: Array, v: Array, *, scale: float, visible: Visible | None = None
@@ -89,15 +97,13 @@ def _tile_of_queries(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[
     top, total, o = np.full(R, -np.inf, q.dtype), np.zeros(R, q.dtype), np.zeros((R, Dv), q.dtype)
     grouped, gathered = q.reshape(B, Hk, -1, q.shape[3]), o.reshape(B, Hk, -1, Dv)
     first, last = (0, M) if seen is None else _span(seen, M)
-    step = absorb_reference
-    if compiled(q):
-        from .cpu.flash import absorb as step
+    step = _absorb if compiled(q) else absorb_reference
     for at in range(first, last, KEYS):
         columns = slice(at, min(at + KEYS, last))
         s = grouped @ k[:, :, columns].mT
         if seen is not None:
             _hide(s.reshape(B, H, n, -1), seen[..., columns] if seen.shape[-1] == M else seen)
-        launch(step, s.reshape(R, -1), top, total, o)
+        step(s.reshape(R, -1), top, total, o)
         gathered += s @ v[:, :, columns]
     return o, top, total
 
