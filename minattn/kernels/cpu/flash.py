@@ -1,8 +1,8 @@
 """What tiled attention does between its products: a tile of scores becomes a tile of weights.
 
 The largest of many floats has no fast loop, because NaN gives comparisons an order. The bits of a float,
-read as an integer, grow with it if it is positive and fall if it is negative; with all but the sign flipped in
-the second case they grow throughout, and the largest of many integers has one.
+read as an integer, grow with it if it is positive and fall if it is negative; with all but the sign flipped
+in the second case they grow throughout, and the largest of many integers has one.
 
 One thread does it all: a tile is done before others have started.
 """
