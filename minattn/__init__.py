@@ -15,8 +15,8 @@ from .kernels import __all__ as _kernel_names
 __version__ = "0.1.0"
 __all__ = [*_autograd_names, *_kernel_names]
 
-_PACKAGES = {"atlas", "attention", "data", "experiments", "findings", "nn", "plots", "register", "testing",
-             "transformer"}
+_PACKAGES = {"atlas", "attention", "data", "experiments", "findings", "inference", "nn", "plots", "register",
+             "testing", "transformer"}
 
 
 def __getattr__(name: str) -> Any:

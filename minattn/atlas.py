@@ -102,11 +102,20 @@ class Evidence:
 
     def of(self, state: str, paper: Paper) -> list[Path]:
         """The files of one state that name a paper and lie in its chapter."""
-        folder = self.tree.root / ROOMS[state] / paper.chapter
-        return [p for p in self.files[state].get(paper.number, []) if folder in p.parents]
+        folders = {self.tree.root / ROOMS[state] / room for room in _rooms(state, paper.chapter)}
+        return [p for p in self.files[state].get(paper.number, []) if folders & set(p.parents)]
 
 
 ROOMS = {"built": "minattn", "tested": "tests", "claimed": "minattn/experiments", "page": "chapters"}
+
+ABOVE = {"kernels": "inference"}
+"""A second package for the mechanisms of a chapter: `kernels` lies below attention, so what runs whole models
+cannot live there."""
+
+
+def _rooms(state: str, chapter: str) -> set[str]:
+    """The folders in which the files of a chapter may lie."""
+    return {chapter, ABOVE[chapter]} if state == "built" and chapter in ABOVE else {chapter}
 
 
 def missing_built(evidence: Evidence, paper: Paper) -> list[str]:
@@ -241,7 +250,7 @@ def _misplaced(evidence: Evidence, known: Mapping[int, Paper]) -> list[str]:
                     continue
                 room = path.relative_to(evidence.tree.root / ROOMS[state]).parts[0]
                 elsewhere = state != "tested" or room in chapter_names    # tests/experiments/ may mark any
-                if room != known[n].chapter and elsewhere:
+                if room not in _rooms(state, known[n].chapter) and elsewhere:
                     problems.append(f"{name} names paper {n}, which belongs to {known[n].chapter}")
     return problems
 

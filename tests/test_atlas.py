@@ -177,6 +177,17 @@ def test_built_in_another_chapter_does_not_count(tree):
     assert "built" not in states(tree)
 
 
+def test_papers_of_chapter_kernels_may_be_built_in_the_package_above_the_models(tmp_path):
+    paper = next(p for p in papers() if p.chapter == "kernels")
+    body = f"PAPERS = ({paper.number},)\n"
+    body += "".join(f"def {name}():\n    {DOC}\n" for name in paper.names)
+    for folder, counts in (("kernels", True), ("inference", True), ("transformer", False)):
+        path = tmp_path / folder
+        write(path, f"minattn/{folder}/loads.py", body)
+        assert status(path, [paper])[0].states["built"] == counts, folder
+        assert any("belongs to" in problem for problem in contradictions(path, [paper])) != counts
+
+
 def test_names_may_be_spread_over_files_and_without_all_every_public_definition_counts(tree):
     first, second = MECHANISM.split("class ")
     write(tree, CODE, first.replace('__all__ = ["ContextualPositionEncoding", "cope_logits"]\n', ""))
