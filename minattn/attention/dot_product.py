@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 
 from minattn.autograd import logsumexp, namespace, primitive, reshape, where
-from minattn.autograd.engine import Array, Operand, Tensor, is_grad_enabled, raw
-from minattn.kernels.dispatch import compiled
-from minattn.kernels.flash import flash_attention
+from minattn.autograd.engine import Array, Operand, raw
+from minattn.kernels.flash import Plan, attend, tiles_serve
 
-from .masks import MaskMod, fitting, indices, mask_array, shifted
+from .masks import MaskMod, block_mask, fitting, indices, mask_array
 from .normalizers import Normalizer, normalizer_named
 
 ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
 
 TILED = 64 * 64
-"""From so many pairs of query and key on `flash_attention` computes in tiles, if no gradient is recorded."""
+COMPILED = 2**20
+"""From so many pairs of query and key on `attention` computes in tiles; with a score_mod, of all heads."""
 
 
 def naive_attention(q: Array, k: Array, v: Array, *, score_mod: ScoreMod | None = None,
@@ -100,9 +100,10 @@ def attention(q: Operand, k: Operand, v: Operand, *, score_mod: ScoreMod | None 
         raise ValueError(f"return_lse: the softmax alone has a log-sum-exp, got normalizer={normalizer!r}")
     shape, scale = _checked(q, k, v, scale)
     plain = normalizer == "softmax" and score_mod is None and not return_weights
-    if plain and bias is None and shape[2] * shape[3] >= TILED and _only_values(q, k, v):
-        out, lse = _tiled(q, k, v, mask_mod, scale)
-        return (out, lse) if return_lse else out
+    if bias is None and not return_weights and _large(shape, score_mod) and normalizer in _TILED:
+        plan = _plan(shape, score_mod, mask_mod, normalizer, scale)
+        if tiles_serve(q, k, v, plan):
+            return attend(q, k, v, plan, return_lse)
     if plain and not return_lse and shape[3]:
         hidden = None if mask_mod is None else _hidden(mask_array(mask_mod, *shape, xp=namespace(q)), q.dtype)
         extra = () if bias is None else (_fitted(bias, shape),)
@@ -117,22 +118,22 @@ def attention(q: Operand, k: Operand, v: Operand, *, score_mod: ScoreMod | None 
     return found[0] if len(found) == 1 else tuple(found)
 
 
-def _only_values(*xs: Operand) -> bool:
-    """Whether the tiled kernel serves: NumPy's floats of one dtype, and no gradient to record."""
-    wanted = is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in xs)
-    return not wanted and compiled(*map(raw, xs))
+_TILED = ("softmax", "sigmoid", "relu")
 
 
-def _tiled(q: Operand, k: Operand, v: Operand, mask_mod: MaskMod | None, scale: float) -> tuple:
-    """Output and log-sum-exp, without the scores of all pairs at once; the mask is asked tile by tile."""
-    (B, H, N, _), M = q.shape, k.shape[2]
+def _large(shape: tuple[int, int, int, int], score_mod: ScoreMod | None) -> bool:
+    """Whether tiles pay: few pairs are done sooner by array operations; a score_mod must be compiled."""
+    B, H, N, M = shape
+    return N * M >= TILED if score_mod is None else B * H * N * M >= COMPILED
 
-    def visible(start: int, stop: int) -> Array:
-        mask = mask_mod if (start, stop) == (0, N) else shifted(mask_mod, start)  # type: ignore[arg-type]
-        return mask_array(mask, B, H, stop - start, M)  # type: ignore[arg-type]
 
-    found = flash_attention(raw(q), raw(k), raw(v), scale=scale, visible=mask_mod and visible)
-    return tuple(map(Tensor, found)) if any(isinstance(x, Tensor) for x in (q, k, v)) else found
+def _plan(shape: tuple[int, int, int, int], score_mod: ScoreMod | None, mask_mod: MaskMod | None,
+          weight: str | Normalizer, scale: float) -> Plan:
+    """What the tiled kernel is to do; a causal mask needs no table."""
+    blocks, offset = None, getattr(mask_mod, "diagonal", None)
+    if mask_mod is not None and offset is None:
+        blocks = block_mask(mask_mod, *shape)
+    return Plan(scale, str(weight), offset is not None, offset or 0, blocks, score_mod)
 
 
 def attention_scores(q: Operand, k: Operand, *, score_mod: ScoreMod | None = None,

@@ -24,6 +24,7 @@ import numpy as np
 
 from minattn.autograd import namespace
 from minattn.autograd.engine import Array, raw
+from minattn.kernels.blocks import BlockMask
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 
@@ -42,6 +43,7 @@ def causal(b: Any, h: Any, i: Any, j: Any) -> Any:
 
 
 _pure(causal)
+causal.diagonal = 0  # type: ignore[attr-defined]
 
 
 def padding(lengths: Array) -> MaskMod:
@@ -99,7 +101,10 @@ def negate(mask: MaskMod) -> MaskMod:
 
 def shifted(mask: MaskMod, queries: int = 0, keys: int = 0) -> MaskMod:
     """The same mask when query 0 stands at position `queries` and key 0 at position `keys`."""
-    return _inherit(lambda b, h, i, j: mask(b, h, i + queries, j + keys), mask)
+    moved = _inherit(lambda b, h, i, j: mask(b, h, i + queries, j + keys), mask)
+    if hasattr(mask, "diagonal"):  # of a causal mask: what it is, however far it is moved
+        moved.diagonal = mask.diagonal + queries - keys  # type: ignore[attr-defined]
+    return moved
 
 
 def at_positions(mod: Callable, queries: Array, keys: Array) -> Callable:
@@ -145,11 +150,28 @@ def mask_array(mask_mod: MaskMod, B: int, H: int, N: int, M: int, xp: Any = np) 
     if visible.dtype != bool:
         raise TypeError(f"mask_mod: expected booleans, True where visible, got dtype {visible.dtype}")
     visible = visible.reshape(fitting("mask_mod", visible.shape, (B, H, N, M)))
+    return _keep(kept, key, visible)
+
+
+def block_mask(mask_mod: MaskMod, B: int, H: int, N: int, M: int) -> BlockMask:
+    """`mask_mod` by tiles, asked strip by strip; kept with the mask if it is one of ours."""
+    kept, key = getattr(mask_mod, "kept", None), (B, H, N, M, BlockMask)
+    if kept is not None and key in kept:
+        return kept[key]
+
+    def visible(start: int, stop: int) -> Array:
+        mask = mask_mod if (start, stop) == (0, N) else shifted(mask_mod, start)
+        return mask_array(mask, B, H, stop - start, M)
+
+    return _keep(kept, key, BlockMask(visible, N, M))
+
+
+def _keep(kept: dict | None, key: tuple, value: Any) -> Any:
     if kept is not None:
         if len(kept) == _KEPT_SHAPES:
             kept.pop(next(iter(kept)))
-        kept[key] = visible
-    return visible
+        kept[key] = value
+    return value
 
 
 def indices(B: int, H: int, N: int, M: int, xp: Any = np) -> tuple:

@@ -15,6 +15,7 @@ import numpy as np
 
 from minattn.autograd import embedding, getitem, namespace, primitive
 from minattn.autograd.engine import Array, Operand, raw
+from minattn.kernels.mods import like
 from minattn.nn.module import Module, Parameter
 
 PAIRINGS = ("interleaved", "half")
@@ -227,11 +228,6 @@ class ALiBi(PositionEncoding):
     def __init__(self, n_heads: int) -> None:
         self.slopes = slopes = alibi_slopes(n_heads)
         self.score_mod = lambda score, b, h, i, j: score - like(slopes[h] * abs(i - j), score)
-
-
-def like(x: Any, score: Any) -> Any:
-    """The constant x in the precision of `score`, so that a score function works in any; numbers stay."""
-    return namespace(score).asarray(x, dtype=score.dtype) if hasattr(score, "dtype") else x
 
 
 def _frequencies(D: int, base: float) -> np.ndarray:

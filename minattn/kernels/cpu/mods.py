@@ -1,0 +1,193 @@
+"""Score functions inside compiled tiles.
+
+`tile_function` compiles ``score_mod(score, b, h, i, j)``, written for single numbers, into a loop over a
+tile, with the function's body inside the loop. The attention kernels know it by its address, so they need not
+be compiled again for it. The derivative by the score comes from a step along the imaginary axis, which has no
+rounding: f(s + iε) = f(s) + iε f'(s) + O(ε²), and ε² vanishes beside 1.
+"""
+
+import types as python_types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.core.errors import NumbaError
+from numba.extending import intrinsic, overload
+
+import minattn.autograd as mn
+from minattn.kernels.mods import like
+
+from .exp import exp
+
+_WIDTHS = {np.dtype(np.float32): (types.float32, types.complex64, 1e-20),
+           np.dtype(np.float64): (types.float64, types.complex128, 1e-100)}
+
+
+@intrinsic
+def _call(typingctx, address, s, slope, m, n, b, h, i0, j0):
+    """Call the compiled function at `address`."""
+    def generate(context, builder, signature, args):
+        kinds = [context.get_value_type(t) for t in signature.args[1:]]
+        function = ir.FunctionType(ir.VoidType(), kinds).as_pointer()
+        builder.call(builder.inttoptr(args[0], function), args[1:])
+        return context.get_dummy_value()
+
+    whole = types.intp
+    return types.void(whole, types.voidptr, types.voidptr, *[whole] * 6), generate
+
+
+@njit(error_model="numpy")
+def change_tile(address, s, slope, b, h, i0, j0):
+    """s ← score_mod(s), and the derivative to `slope` if that is another array; nothing if `address` is 0."""
+    if address != 0:
+        _call(address, s.ctypes, slope.ctypes, s.shape[0], s.shape[1], b, h, i0, j0)
+
+
+def _narrowed(mod, dtype):
+    """The function with its captured arrays and floats in the precision of the scores."""
+    def narrow(x):
+        if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+            return x.astype(dtype)
+        return dtype.type(x) if isinstance(x, float) else x
+
+    cells = tuple(python_types.CellType(narrow(c.cell_contents)) for c in mod.__closure__ or ())
+    return python_types.FunctionType(mod.__code__, mod.__globals__, mod.__name__, mod.__defaults__, cells)
+
+
+def _compile(mod, dtype, gradient):
+    real, complex_, step = _WIDTHS[dtype]
+    f = njit(error_model="numpy", fastmath={"contract"})(_narrowed(mod, dtype))
+    pointer, whole = types.CPointer(real), types.intp
+    tiny, back = dtype.type(step), dtype.type(1 / step)
+
+    def values(at_s, at_slope, m, n, b, h, i0, j0):
+        s = carray(at_s, (m, n))
+        for r in range(m):
+            for c in range(n):
+                s[r, c] = f(s[r, c], b, h, i0 + r, j0 + c)
+
+    def slopes(at_s, at_slope, m, n, b, h, i0, j0):
+        s, slope = carray(at_s, (m, n)), carray(at_slope, (m, n))
+        for r in range(m):
+            for c in range(n):
+                moved = complex_(f(complex_(complex(s[r, c], tiny)), b, h, i0 + r, j0 + c))
+                s[r, c], slope[r, c] = moved.real, moved.imag * back
+
+    body = slopes if gradient else values
+    return cfunc(types.void(pointer, pointer, *[whole] * 6), error_model="numpy")(body)
+
+
+# --- functions of minattn inside a score function: of a number, and of one with a step to its side --------
+
+def _beside(x, value, slope):
+    """f(x + iε) to first order, for the derivative by a step along the imaginary axis."""
+
+
+@overload(_beside, inline="always")
+def _beside_of(x, value, slope):
+    if isinstance(x, types.Complex):
+        return lambda x, value, slope: complex(value, x.imag * slope)
+    return lambda x, value, slope: value
+
+
+def _real(x):
+    """The number itself, or what it is a step away from."""
+
+
+@overload(_real, inline="always")
+def _real_of(x):
+    if isinstance(x, types.Complex):
+        return lambda x: x.real
+    return lambda x: x
+
+
+@njit(error_model="numpy")
+def _sigmoid(x):
+    one = exp(x * 0)
+    return one / (one + exp(-x))
+
+
+@njit(error_model="numpy")
+def _tanh(x):
+    one = exp(x * 0)
+    return one - (one + one) / (one + exp(x + x))
+
+
+@overload(mn.exp)
+def _exp_of(x):
+    def f(x):
+        y = exp(_real(x))
+        return _beside(x, y, y)
+    return f
+
+
+@overload(mn.tanh)
+def _tanh_of(x):
+    def f(x):
+        y = _tanh(_real(x))
+        return _beside(x, y, 1 - y * y)
+    return f
+
+
+@overload(mn.sigmoid)
+def _sigmoid_of(x):
+    def f(x):
+        y = _sigmoid(_real(x))
+        return _beside(x, y, y * (1 - y))
+    return f
+
+
+@overload(mn.relu)
+def _relu_of(x):
+    return lambda x: x if _real(x) > 0 else x * 0
+
+
+@overload(mn.where)
+def _where_of(condition, x, y):
+    return lambda condition, x, y: x if condition else y
+
+
+@overload(like)
+def _like_of(x, score):
+    return lambda x, score: x
+
+
+KEPT, LARGEST = 64, 10_000
+"""Compiled functions that are kept; entries of an array that a function may capture, which is compiled in."""
+
+_kept: dict[tuple, Any] = {}
+
+
+def tile_function(mod: Callable, dtype: np.dtype, gradient: bool = False) -> Any:
+    """The compiled loop, whose `.address` the kernels take, or None if Numba cannot compile `mod`.
+
+    Functions with the same code and equal captured numbers and arrays are compiled once.
+    """
+    captured = _captured(mod)
+    if captured is None:
+        return None
+    key = (mod.__code__, captured, dtype, gradient)
+    if key not in _kept:
+        while len(_kept) >= KEPT:
+            _kept.pop(next(iter(_kept)))
+        try:
+            _kept[key] = _compile(mod, dtype, gradient)
+        except NumbaError:
+            _kept[key] = None
+    return _kept[key]
+
+
+def _captured(mod: Callable) -> tuple | None:
+    """What a function has captured, by value; None if it holds more than numbers and small arrays of them."""
+    found: list[Any] = []
+    for x in [c.cell_contents for c in getattr(mod, "__closure__", None) or ()] + list(
+            getattr(mod, "__defaults__", None) or ()):
+        if isinstance(x, np.ndarray) and x.size <= LARGEST and x.dtype.kind in "biuf":
+            found.append((x.shape, x.dtype.str, x.tobytes()))
+        elif isinstance(x, (bool, int, float, np.number)):
+            found.append((type(x), x))
+        else:
+            return None
+    return tuple(found) if isinstance(mod, python_types.FunctionType) else None
