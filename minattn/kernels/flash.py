@@ -93,16 +93,15 @@ def flash_attention(q: Operand, k: Operand, v: Operand, *, causal: bool = False,
 
     Raises
     ------
-    ValueError
-        If shapes do not fit, both kinds of mask are given, the weight is unknown or has no lse.
+    ValueError, TypeError
+        If shapes or dtypes do not fit, both kinds of mask are given, the weight is unknown or has no lse.
     """
     _check(q, k, v, weight, return_lse, mask_mod, block_mask)
     (B, H, N, D), M = q.shape, k.shape[2]
     if mask_mod is not None:
         block_mask = BlockMask(_strips(mask_mod, B, H, N, M), N, M)
-    elif block_mask is not None and (block_mask.N, block_mask.M) != (N, M):
-        raise ValueError(f"block_mask: expected one of {N} queries and {M} keys, "
-                         f"got {block_mask.N} and {block_mask.M}")
+    if block_mask is not None:
+        _check_blocks(block_mask, B, H, N, M)
     plan = Plan(1 / math.sqrt(D) if scale is None else scale, weight, causal, offset, block_mask, score_mod)
     return attend(q, k, v, plan, return_lse)
 
@@ -115,7 +114,9 @@ def attend(q: Operand, k: Operand, v: Operand, plan: Plan, return_lse: bool = Fa
         found = _forward(raw(q), raw(k), raw(v), plan)
         found = tuple(map(Tensor, found)) if any(isinstance(x, Tensor) for x in (q, k, v)) else found
     else:
-        found = tiled_attention(q, k, v, plan=plan), (tiled_lse(q, k, plan=plan) if return_lse else None)
+        found = (tiled_attention(q, k, v, plan=plan),)
+        if return_lse:
+            found += (tiled_lse(*(x if isinstance(x, Tensor) else Tensor(x) for x in (q, k)), plan=plan),)
     return found if return_lse else found[0]
 
 
@@ -151,14 +152,17 @@ def _have_blas() -> bool:
 def dense_attention(q: Operand, k: Operand, v: Operand, plan: Plan, return_lse: bool = True) -> tuple:
     """Output and log-sum-exp (None if not asked for) from the scores of all pairs."""
     scores = dense_scores(q, k, plan)
-    if scores.shape[-1] == 0:
-        xp, rows = namespace(scores), scores.shape[:3]
-        out = xp.zeros((*rows, v.shape[3]), dtype=scores.dtype)
-        return out, xp.full(rows, -np.inf, dtype=scores.dtype)
     by_name = {"softmax": lambda s: softmax(s, -1), "sigmoid": sigmoid, "relu": relu}
-    weights = by_name[plan.weight](scores)
+    weights = by_name[plan.weight](scores) if scores.shape[3] else scores
     out = reshape(reshape(weights, _grouped(weights, k)) @ v, (*scores.shape[:3], v.shape[3]))
-    return out, (logsumexp(scores, -1) if return_lse else None)
+    return out, (_dense_lse(scores) if return_lse else None)
+
+
+def _dense_lse(scores: Operand) -> Operand:
+    """ln Σ_j exp s_ij; of no key at all −∞, with a gradient of zeros."""
+    if scores.shape[3]:
+        return logsumexp(scores, -1)
+    return scores.sum(-1) + namespace(scores).full((1, 1, 1), -np.inf, dtype=scores.dtype)
 
 
 def dense_scores(q: Operand, k: Operand, plan: Plan) -> Operand:
@@ -255,11 +259,12 @@ def _numbers(plan: Plan, q: Array, gradient: bool) -> tuple:
 
 
 def _with_rows(x: Array) -> Array:
-    """x, or a copy of it whose rows BLAS can read: contiguous, one after another."""
+    """x, or a copy of it whose rows BLAS can read: contiguous, one after another; and open to writing, as
+    Numba expects of the arrays that it has compiled for."""
     step, size = x.strides[2], x.itemsize
-    fit = (x.shape[3] == 1 or x.strides[3] == size) and (
+    fit = x.flags.behaved and (x.shape[3] == 1 or x.strides[3] == size) and (
         x.shape[2] == 1 or (step >= x.shape[3] * size and step % size == 0))
-    return x if fit else np.ascontiguousarray(x)
+    return x if fit else x.copy()
 
 
 def _strips(mask_mod: MaskMod, B: int, H: int, N: int, M: int) -> Callable[[int, int], Array]:
@@ -283,6 +288,8 @@ def _check(q: Operand, k: Operand, v: Operand, weight: str, return_lse: bool, ma
     (B, H, _, D), Hk = q.shape, k.shape[1]
     if k.shape[0] != B or k.shape[3] != D or Hk == 0 or H % Hk:
         raise ValueError(f"k: expected batch {B}, heads that divide {H}, and {D} features, got {k.shape}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"k, v: expected the dtype of q, {q.dtype}, got {k.dtype} and {v.dtype}")
     if v.shape[:3] != k.shape[:3]:
         raise ValueError(f"v: expected shape {k.shape[:3]} before the features, as in k, got {v.shape}")
     if weight not in WEIGHTS:
@@ -291,3 +298,11 @@ def _check(q: Operand, k: Operand, v: Operand, weight: str, return_lse: bool, ma
         raise ValueError(f"return_lse: the softmax alone has a log-sum-exp, got weight={weight!r}")
     if mask_mod is not None and block_mask is not None:
         raise ValueError("block_mask: expected one kind of mask, got mask_mod as well")
+
+
+def _check_blocks(blocks: BlockMask, B: int, H: int, N: int, M: int) -> None:
+    """The mask must be of so many queries and keys, and of one batch and head or as many as there are."""
+    b, h = blocks.table.shape[:2]
+    if (blocks.N, blocks.M) != (N, M) or b not in (1, B) or h not in (1, H):
+        raise ValueError(f"block_mask: expected a mask that broadcasts to {(B, H, N, M)}, "
+                         f"got {(b, h, blocks.N, blocks.M)}")

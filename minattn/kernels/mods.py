@@ -2,7 +2,8 @@
 
 ``score_mod(score, b, h, i, j)`` gets all scores of a call and index arrays that broadcast against them in the
 reference, and five numbers in the kernel. Arithmetic, comparisons and `abs` work on both; so do the functions
-`exp`, `tanh`, `sigmoid`, `relu` and `where` of minattn, and `like` below.
+`exp`, `tanh`, `sigmoid`, `relu` and `where` of minattn, and `like` below. Powers of the score are best written
+as products: with ``**``, `abs` or a comparison of it, gradients are computed from all scores at once.
 """
 
 from __future__ import annotations

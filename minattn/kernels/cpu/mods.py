@@ -6,13 +6,16 @@ be compiled again for it. The derivative by the score comes from a step along th
 rounding: f(s + iε) = f(s) + iε f'(s) + O(ε²), and ε² vanishes beside 1.
 """
 
+import operator
+import threading
 import types as python_types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
+from numba.core import ir as numba_ir
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic, overload
 
@@ -46,14 +49,15 @@ def change_tile(address, s, slope, b, h, i0, j0):
 
 
 def _narrowed(mod, dtype):
-    """The function with its captured arrays and floats in the precision of the scores."""
+    """The function with its captured arrays and all its floats in the precision of the scores."""
     def narrow(x):
         if isinstance(x, np.ndarray) and x.dtype.kind == "f":
             return x.astype(dtype)
         return dtype.type(x) if isinstance(x, float) else x
 
     cells = tuple(python_types.CellType(narrow(c.cell_contents)) for c in mod.__closure__ or ())
-    return python_types.FunctionType(mod.__code__, mod.__globals__, mod.__name__, mod.__defaults__, cells)
+    code = mod.__code__.replace(co_consts=tuple(map(narrow, mod.__code__.co_consts)))
+    return python_types.FunctionType(code, mod.__globals__, mod.__name__, mod.__defaults__, cells)
 
 
 def _compile(mod, dtype, gradient):
@@ -76,7 +80,20 @@ def _compile(mod, dtype, gradient):
                 s[r, c], slope[r, c] = moved.real, moved.imag * back
 
     body = slopes if gradient else values
-    return cfunc(types.void(pointer, pointer, *[whole] * 6), error_model="numpy")(body)
+    compiled = cfunc(types.void(pointer, pointer, *[whole] * 6), error_model="numpy")(body)
+    return None if gradient and _loses_step(f) else compiled
+
+
+def _loses_step(f):
+    """Whether something in f takes the score without its imaginary part (abs), or mixes the two (powers)."""
+    def loses(expression, call):
+        power = isinstance(expression, numba_ir.Expr) and expression.op in ("binop", "inplace_binop") and (
+            expression.fn in (operator.pow, operator.ipow))
+        return any(isinstance(kind, types.Complex) for kind in call.args) and (
+            power or not isinstance(call.return_type, types.Complex))
+
+    return any(loses(expression, call) for form in f.overloads.values()
+               for expression, call in form.type_annotation.calltypes.items() if call is not None)
 
 
 # --- functions of minattn inside a score function: of a number, and of one with a step to its side --------
@@ -103,16 +120,9 @@ def _real_of(x):
     return lambda x: x
 
 
-@njit(error_model="numpy")
-def _sigmoid(x):
-    one = exp(x * 0)
-    return one / (one + exp(-x))
-
-
-@njit(error_model="numpy")
-def _tanh(x):
-    one = exp(x * 0)
-    return one - (one + one) / (one + exp(x + x))
+def _one_like(x):
+    """1 in the precision of x: a whole number would turn float32 into float64."""
+    return {types.float32: np.float32, types.complex64: np.float32}.get(x, np.float64)(1)
 
 
 @overload(mn.exp)
@@ -125,17 +135,22 @@ def _exp_of(x):
 
 @overload(mn.tanh)
 def _tanh_of(x):
+    one = _one_like(x)
+    two = one + one
+
     def f(x):
-        y = _tanh(_real(x))
-        return _beside(x, y, 1 - y * y)
+        y = one - two / (one + exp(two * _real(x)))
+        return _beside(x, y, one - y * y)
     return f
 
 
 @overload(mn.sigmoid)
 def _sigmoid_of(x):
+    one = _one_like(x)
+
     def f(x):
-        y = _sigmoid(_real(x))
-        return _beside(x, y, y * (1 - y))
+        y = one / (one + exp(-_real(x)))
+        return _beside(x, y, y * (one - y))
     return f
 
 
@@ -157,37 +172,55 @@ def _like_of(x, score):
 KEPT, LARGEST = 64, 10_000
 """Compiled functions that are kept; entries of an array that a function may capture, which is compiled in."""
 
+_MODULES = ("math", "numpy", "minattn")
 _kept: dict[tuple, Any] = {}
+_one_at_a_time = threading.Lock()
 
 
 def tile_function(mod: Callable, dtype: np.dtype, gradient: bool = False) -> Any:
     """The compiled loop, whose `.address` the kernels take, or None if Numba cannot compile `mod`.
 
-    Functions with the same code and equal captured numbers and arrays are compiled once.
+    Functions with the same code that refer to equal numbers and arrays are compiled once.
     """
     captured = _captured(mod)
     if captured is None:
         return None
     key = (mod.__code__, captured, dtype, gradient)
-    if key not in _kept:
-        while len(_kept) >= KEPT:
-            _kept.pop(next(iter(_kept)))
-        try:
-            _kept[key] = _compile(mod, dtype, gradient)
-        except NumbaError:
-            _kept[key] = None
-    return _kept[key]
+    with _one_at_a_time:
+        if key not in _kept:
+            while len(_kept) >= KEPT:
+                _kept.pop(next(iter(_kept)))
+            try:
+                _kept[key] = _compile(mod, dtype, gradient)
+            except NumbaError:
+                _kept[key] = None
+        return _kept[key]
 
 
 def _captured(mod: Callable) -> tuple | None:
-    """What a function has captured, by value; None if it holds more than numbers and small arrays of them."""
+    """What a function refers to, by value; None if that is more than numbers, small arrays of them, and
+    functions and modules that do not change."""
+    if not isinstance(mod, python_types.FunctionType):
+        return None
+    names = {name for code in _codes(mod.__code__) for name in code.co_names}
     found: list[Any] = []
-    for x in [c.cell_contents for c in getattr(mod, "__closure__", None) or ()] + list(
-            getattr(mod, "__defaults__", None) or ()):
+    for x in [c.cell_contents for c in mod.__closure__ or ()] + list(mod.__defaults__ or ()) + [
+            mod.__globals__[name] for name in sorted(names & mod.__globals__.keys())]:
         if isinstance(x, np.ndarray) and x.size <= LARGEST and x.dtype.kind in "biuf":
             found.append((x.shape, x.dtype.str, x.tobytes()))
         elif isinstance(x, (bool, int, float, np.number)):
             found.append((type(x), x))
+        elif isinstance(x, (python_types.FunctionType, python_types.BuiltinFunctionType, np.ufunc)) or (
+                isinstance(x, python_types.ModuleType) and x.__name__.split(".")[0] in _MODULES):
+            found.append(x)
         else:
             return None
-    return tuple(found) if isinstance(mod, python_types.FunctionType) else None
+    return tuple(found)
+
+
+def _codes(code: python_types.CodeType) -> Iterator[python_types.CodeType]:
+    """The code of a function and of those inside it."""
+    yield code
+    for x in code.co_consts:
+        if isinstance(x, python_types.CodeType):
+            yield from _codes(x)
