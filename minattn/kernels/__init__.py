@@ -5,9 +5,14 @@ from .cross_entropy import cross_entropy
 from .dropout import dropout
 from .flash import flash_attention
 from .gelu import gelu
+from .linear_attention import delta_rule, linear_attention
+from .long_conv import long_conv, short_conv
 from .norms import layer_norm, rms_norm
 from .packed import Packed, pack, packed_linear
+from .scan import linear_scan, selective_scan
 from .silu import silu
 
-__all__ = ["Packed", "avg_pool2d", "conv1d", "conv2d", "cross_entropy", "dropout", "flash_attention", "gelu",
-           "layer_norm", "max_pool2d", "pack", "packed_linear", "rms_norm", "silu", "unfold"]
+__all__ = ["Packed", "avg_pool2d", "conv1d", "conv2d", "cross_entropy", "delta_rule", "dropout",
+           "flash_attention", "gelu", "layer_norm", "linear_attention", "linear_scan", "long_conv",
+           "max_pool2d", "pack", "packed_linear", "rms_norm", "selective_scan", "short_conv", "silu",
+           "unfold"]

@@ -11,7 +11,9 @@ from tests.autograd.case import Case, torch
 from tests.autograd.inputs import Rng, Sample, distinct, laid_out, normal, shapes, unary
 
 ELSEWHERE = {"dropout": "test_dropout", "flash_attention": "test_flash", "Packed": "test_packed",
-             "pack": "test_packed", "packed_linear": "test_packed"}
+             "delta_rule": "test_linear_attention", "linear_attention": "test_linear_attention",
+             "linear_scan": "test_scan", "long_conv": "test_long_conv", "pack": "test_packed",
+             "packed_linear": "test_packed", "selective_scan": "test_scan", "short_conv": "test_long_conv"}
 
 
 def F() -> object:

@@ -1,0 +1,123 @@
+"""The scans of `kernels/scan.py`. A thread takes a sequence and a part of its features, along which the inner
+loops run; it carries their state from position to position.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from .exp import exp
+
+CONTRACT = {"contract", "reassoc", "nsz"}
+BLOCK = 32
+
+
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def linear_scan(a, x, state, h, parts):
+    B, N, D = x.shape
+    for task in prange(B * parts):
+        b, p = task // parts, task % parts
+        start, stop = p * D // parts, (p + 1) * D // parts
+        last = state[b, start:stop].copy()
+        for t in range(N):
+            for d in range(start, stop):
+                last[d - start] = a[b, t, d] * last[d - start] + x[b, t, d]
+                h[b, t, d] = last[d - start]
+
+
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def linear_scan_backward(g, h, a, state, da, dx, dstate, parts):
+    """dh = g_t + a_{t+1} dh_{t+1}; `dstate` starts as zeros and holds a_t dh_t on the way."""
+    B, N, D = h.shape
+    for task in prange(B * parts):
+        b, p = task // parts, task % parts
+        start, stop = p * D // parts, (p + 1) * D // parts
+        for t in range(N - 1, -1, -1):
+            before = h[b, t - 1] if t > 0 else state[b]
+            for d in range(start, stop):
+                dh = g[b, t, d] + dstate[b, d]
+                dx[b, t, d] = dh
+                da[b, t, d] = dh * before[d]
+                dstate[b, d] = a[b, t, d] * dh
+
+
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=CONTRACT)
+def selective_scan(x, dt, A, B, C, h, y, saved, chunk, parts):
+    """`h` goes from the first state to the last; `saved` gets the state before each chunk."""
+    batch, N, D = x.shape
+    S = A.shape[1]
+    for task in prange(batch * parts):
+        b, p = task // parts, task % parts
+        for t in range(N):
+            for d in range(p * D // parts, (p + 1) * D // parts):
+                if t % chunk == 0:
+                    for s in range(S):
+                        saved[b, t // chunk, d, s] = h[b, d, s]
+                step, u, out = dt[b, t, d], dt[b, t, d] * x[b, t, d], x.dtype.type(0)
+                for s in range(S):
+                    new = exp(step * A[d, s]) * h[b, d, s] + u * B[b, t, s]
+                    out += new * C[b, t, s]
+                    h[b, d, s] = new
+                y[b, t, d] = out
+
+
+@njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
+def replay(x, dt, A, B, state, t0, t1, d0, d1, decays, states):
+    """Decays at t0 ≤ t < t1 and the states before and after them, for the features d0 ≤ d < d1."""
+    S = A.shape[1]
+    for d in range(d0, d1):
+        for s in range(S):
+            states[0, d - d0, s] = state[d, s]
+    for t in range(t0, t1):
+        for d in range(d0, d1):
+            step, u = dt[t, d], dt[t, d] * x[t, d]
+            for s in range(S):
+                a = exp(step * A[d, s])
+                decays[t - t0, d - d0, s] = a
+                states[t - t0 + 1, d - d0, s] = a * states[t - t0, d - d0, s] + u * B[t, s]
+
+
+@njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
+def pay_back(x, dt, A, B, C, g, a, h, new, dh, dA, dB, dC):
+    """One feature at one position: cotangents of the step from h to new; returns those of x and dt."""
+    u, through_u, through_a = dt * x, x * 0, x * 0
+    for s in range(len(h)):
+        total = dh[s] + g * C[s]
+        dC[s] += g * new[s]
+        dB[s] += total * u
+        through_u += total * B[s]
+        carried = total * a[s]
+        dA[s] += carried * h[s] * dt
+        through_a += carried * h[s] * A[s]
+        dh[s] = carried
+    return through_u * dt, through_u * x + through_a
+
+
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def selective_scan_backward(x, dt, A, B, C, g, saved, chunk, dh, dx, ddt, dA, dB, dC):
+    """`dh` (B, D, S) goes from the cotangent of the last state to that of the first; dA is (B, D, S), dB and
+    dC are (parts, B, N, S)."""
+    batch, N, D = x.shape
+    parts, S = len(dB), A.shape[1]
+    for task in prange(batch * parts):
+        b, p = task // parts, task % parts
+        start, stop = p * D // parts, (p + 1) * D // parts
+        decays = np.empty((chunk, BLOCK, S), x.dtype)
+        states = np.empty((chunk + 1, BLOCK, S), x.dtype)
+        for d0 in range(start, stop, BLOCK):
+            d1 = min(d0 + BLOCK, stop)
+            for c in range(saved.shape[1] - 1, -1, -1):
+                t0, t1 = c * chunk, min(c * chunk + chunk, N)
+                replay(x[b], dt[b], A, B[b], saved[b, c], t0, t1, d0, d1, decays, states)
+                for t in range(t1 - 1, t0 - 1, -1):
+                    for d in range(d0, d1):
+                        dx[b, t, d], ddt[b, t, d] = pay_back(
+                            x[b, t, d], dt[b, t, d], A[d], B[b, t], C[b, t], g[b, t, d],
+                            decays[t - t0, d - d0], states[t - t0, d - d0], states[t - t0 + 1, d - d0],
+                            dh[b, d], dA[b, d], dB[p, b, t], dC[p, b, t])
+
+
+def parts() -> int:
+    """Into how many parts the features are divided: one for each thread."""
+    from numba import get_num_threads
+
+    return get_num_threads()
