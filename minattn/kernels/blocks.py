@@ -37,8 +37,8 @@ class BlockMask:
         never exists.
     N, M : int
         Queries and keys.
-    tile : int
-        Queries and keys of a tile.
+    tile : int, optional
+        Queries and keys of a tile; `TILE` by default.
 
     Attributes
     ----------
@@ -47,7 +47,8 @@ class BlockMask:
     partial : (tiles, tile, tile) of bool
     """
 
-    def __init__(self, visible: Visible, N: int, M: int, tile: int = TILE) -> None:
+    def __init__(self, visible: Visible, N: int, M: int, tile: int | None = None) -> None:
+        tile = TILE if tile is None else tile
         self.N, self.M, self.tile = N, M, tile
         parts: list[Array] = []
         strips = []

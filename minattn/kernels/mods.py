@@ -1,9 +1,9 @@
 """What a score function is written with, so that it runs on arrays, on Tensors and inside compiled tiles.
 
 ``score_mod(score, b, h, i, j)`` gets all scores of a call and index arrays that broadcast against them in the
-reference, and five numbers in the kernel. Arithmetic, comparisons and `abs` work on both; so do the functions
-`exp`, `tanh`, `sigmoid`, `relu` and `where` of minattn, and `like` below. Powers of the score are best written
-as products: with ``**``, `abs` or a comparison of it, gradients are computed from all scores at once.
+reference, and five numbers in the kernel. Arithmetic, comparisons and `abs` work on both, and so do `exp`,
+`tanh`, `sigmoid`, `relu` and `where` of minattn, and `like` below. Powers of the score are best written as
+products: with ``**``, `abs` or a comparison of it, gradients are computed from all scores at once.
 """
 
 from __future__ import annotations
