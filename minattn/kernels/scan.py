@@ -97,7 +97,7 @@ def check_shape(name: str, x: Operand, shape: tuple[int, ...], like: Operand) ->
 def check_floats(name: str, x: Operand, axes: str, kinds: str = "f") -> None:
     """ValueError unless x has as many axes as letters in `axes`; TypeError unless it holds floats."""
     count = axes.count(",") + 1
-    if np.ndim(raw(x)) != count:
+    if len(np.shape(raw(x))) != count:
         raise ValueError(f"{name}: expected {count} axes ({axes}), got shape {np.shape(raw(x))}")
     if raw(x).dtype.kind not in kinds:
         raise TypeError(f"{name}: expected floating point numbers, got {raw(x).dtype}")
