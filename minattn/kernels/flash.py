@@ -112,11 +112,10 @@ def attend(q: Operand, k: Operand, v: Operand, plan: Plan, return_lse: bool = Fa
         found = dense_attention(q, k, v, plan, return_lse)
     elif not _recording(q, k, v):
         found = _forward(raw(q), raw(k), raw(v), plan)
-        found = tuple(map(Tensor, found)) if any(isinstance(x, Tensor) for x in (q, k, v)) else found
     else:
-        found = (tiled_attention(q, k, v, plan=plan),)
-        if return_lse:
-            found += (tiled_lse(*(x if isinstance(x, Tensor) else Tensor(x) for x in (q, k)), plan=plan),)
+        found = tiled_attention(q, k, v, plan=plan), (tiled_lse(q, k, plan=plan) if return_lse else None)
+    if any(isinstance(x, Tensor) for x in (q, k, v)):
+        found = tuple(x if x is None or isinstance(x, Tensor) else Tensor(x) for x in found)
     return found if return_lse else found[0]
 
 

@@ -185,13 +185,13 @@ def backward(q, k, v, do, lse, delta, factors, causal, offset, table, partial, m
             for j0 in range(0, M, columns):
                 start = max(j0 - offset, 0) // rows * rows if causal else 0
                 for i0 in range(start, N, rows):
-                    state = state_of(table, b, h, i0, j0, columns)
-                    if state == HIDDEN:
-                        continue
                     i1, j1 = min(i0 + rows, N), min(j0 + columns, M)
                     if causal:
                         j1 = min(j1, i1 + offset)
                     m, n = i1 - i0, j1 - j0
+                    state = state_of(table, b, h, i0, j0, columns)
+                    if state == HIDDEN or n <= 0:  # with fewer queries than keys, none may see the last
+                        continue
                     s, ds = space[0, : m * n].reshape(m, n), space[1, : m * n].reshape(m, n)
                     slope = space[2, : m * n].reshape(m, n)
                     product(q[b, h, i0:i1], False, k[b, g, j0:j1], True, s, factors[0])
