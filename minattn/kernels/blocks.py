@@ -57,7 +57,7 @@ class BlockMask:
             seen = visible(start, stop)
             shape = (*seen.shape[:2], stop - start, M)
             strips.append(self._strip(np.broadcast_to(seen, shape), parts))
-        self.table = np.stack(strips, 2) if strips else np.empty((1, 1, 0, 0), np.int32)
+        self.table = np.stack(strips, 2) if strips else np.empty((1, 1, 0, -(-M // tile)), np.int32)
         self.partial = np.stack(parts) if parts else np.empty((0, tile, tile), bool)
 
     def _strip(self, seen: Array, parts: list[Array]) -> np.ndarray:
