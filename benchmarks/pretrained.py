@@ -45,10 +45,10 @@ class Ours:
         from minattn.transformer.pretrained.packing import pack_model
 
         self._load, self.weights = load, weights
-        toy = Config(vocab=8192, context=CHUNK, layers=1, heads=2, kv_heads=1, d_model=512, d_mlp=512,
+        toy = Config(vocab=8192, context=2 * CHUNK, layers=1, heads=2, kv_heads=1, d_model=512, d_mlp=512,
                      norm="rms", activation="swiglu", position="rope", bias=False)
         self.model: Any = pack_model(GPT(toy, rng=np.random.default_rng(0)).eval(), weights)
-        self.step([1], self.forward([1] * CHUNK)[1])
+        self.step([1], self.forward([1] * 2 * CHUNK)[1])
         self.model = None
 
     def load(self) -> None:
@@ -89,7 +89,7 @@ class Theirs:
         toy = LlamaConfig(vocab_size=8192, hidden_size=512, intermediate_size=512, num_hidden_layers=1,
                           num_attention_heads=2, num_key_value_heads=1)
         self.model = AutoModelForCausalLM.from_config(toy).eval()
-        self.step([1], self.forward([1] * CHUNK)[1])
+        self.step([1], self.forward([1] * 2 * CHUNK)[1])
         self.model = None
 
     def load(self) -> None:

@@ -5,7 +5,12 @@
 """
 
 import importlib
+import os
+import sys
 from typing import Any
+
+if "numpy" not in sys.modules:  # idle threads of BLAS spin for 2^26 cycles, beside our kernels; 2^16 do
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
 
 from .autograd import *  # noqa: F403
 from .autograd import __all__ as _autograd_names

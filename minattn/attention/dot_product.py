@@ -28,7 +28,7 @@ from .normalizers import Normalizer, normalizer_named
 
 ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
 
-TILED = 64 * 64
+TILED = 128 * 128
 COMPILED = 2**20
 """From so many pairs of query and key on `attention` computes in tiles; with a score_mod, of all heads."""
 
