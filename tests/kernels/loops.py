@@ -31,7 +31,7 @@ def row(q, k, at, seen, scale, weight, mod, slope) -> Row:
     keys = np.flatnonzero(seen[at])
     raw = scale * (k[b, h * k.shape[1] // q.shape[1], keys] @ q[at])
     s = np.array([raw[n] if mod is None else mod(raw[n], b, h, i, j) for n, j in enumerate(keys)], float)
-    d = np.array([1.0 if mod is None else slope(raw[n], b, h, i, j) for n, j in enumerate(keys)], float)
+    d = np.array([1.0 if slope is None else slope(raw[n], b, h, i, j) for n, j in enumerate(keys)], float)
     if weight == "softmax":
         w = np.exp(s - s.max()) if len(s) else s
         w = w / w.sum()

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
-from numba.core import ir as numba_ir
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic, overload
 
@@ -86,13 +85,15 @@ def _compile(mod, dtype, gradient):
 
 def _loses_step(f):
     """Whether something in f takes the score without its imaginary part (abs), or mixes the two (powers)."""
-    def loses(expression, call):
-        power = isinstance(expression, numba_ir.Expr) and expression.op in ("binop", "inplace_binop") and (
-            expression.fn in (operator.pow, operator.ipow))
-        return any(isinstance(kind, types.Complex) for kind in call.args) and (
-            power or not isinstance(call.return_type, types.Complex))
+    def loses(expression, call, kinds):
+        operation, made = getattr(expression, "op", None), call.return_type
+        if operation in ("binop", "inplace_binop") and expression.fn in (operator.pow, operator.ipow):
+            made = None
+        if operation == "call" and getattr(kinds[expression.func.name], "typing_key", None) is like:
+            return False
+        return not isinstance(made, types.Complex) and any(isinstance(x, types.Complex) for x in call.args)
 
-    return any(loses(expression, call) for form in f.overloads.values()
+    return any(loses(expression, call, form.type_annotation.typemap) for form in f.overloads.values()
                for expression, call in form.type_annotation.calltypes.items() if call is not None)
 
 
