@@ -80,8 +80,20 @@ def smooth_size(n: int) -> int:
         n += 1
 
 
+def transforms(x: Array) -> Any:
+    """SciPy's transforms where it is installed and x is NumPy's: they take several features at once."""
+    if type(x) is np.ndarray:
+        try:
+            import scipy.fft
+
+            return scipy.fft
+        except ImportError:
+            pass
+    return namespace(x).fft
+
+
 def _long_conv(x: Array, weight: Array, /) -> tuple[Array, tuple]:
-    (_, N, _), fft = x.shape, namespace(x).fft
+    (_, N, _), fft = x.shape, transforms(x)
     n = smooth_size(N + weight.shape[1] - 1)
     X, W = fft.rfft(x, n, axis=1), fft.rfft(weight.T, n, axis=0)
     return fft.irfft(X * W, n, axis=1)[:, :N].astype(x.dtype, copy=False), (X, W, n)
@@ -89,7 +101,7 @@ def _long_conv(x: Array, weight: Array, /) -> tuple[Array, tuple]:
 def _d_long_conv(g, out, x, weight, saved):
     if saved is None:
         return recorded(long_conv_reference, g, x, weight)
-    (X, W, n), fft = saved, namespace(x).fft
+    (X, W, n), fft = saved, transforms(x)
     G = fft.rfft(g, n, axis=1)
 
     def dx():

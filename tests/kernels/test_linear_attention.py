@@ -23,6 +23,7 @@ def form(request, monkeypatch):
     """Both forms."""
     if request.param == "numpy":
         monkeypatch.setattr(dispatch, "have_numba", lambda: False)
+        monkeypatch.setattr(module, "launch", None)
     else:
         pytest.importorskip("numba")
     return request.param
@@ -120,6 +121,8 @@ def test_without_decay_or_state(form, fast, naive):
         args = q, k, v, beta, with_decay, with_state
         for y, z in zip(fast(*args, chunk=3, return_state=True), naive(*args), strict=True):
             np.testing.assert_allclose(y, z, atol=1e-12)
+    single = [z.astype(np.float32) for z in (q, k, v, beta)]
+    assert [z.dtype for z in fast(*single, None, None, return_state=True)] == [np.float32] * 2
 
 
 @both
@@ -264,6 +267,24 @@ def test_the_compiled_form_runs_where_it_can(monkeypatch):
     monkeypatch.setattr(module, "_have_blas", lambda: False)
     linear_attention(x, x, x)
     assert len(launched) == 2
+
+
+def test_one_precision_inside(monkeypatch):
+    """No array of another precision reaches a loop, which would be compiled once more for it."""
+    pytest.importorskip("numba")
+    seen = []
+
+    def spy(run, *args):
+        assert run.__name__ == "run"  # which holds BLAS to one thread
+        seen.extend(args)
+        run(*args)
+
+    monkeypatch.setattr(module, "launch", spy)
+    args = inputs(1, 2, 5, 3, 4, np.float32)
+    outputs_and_gradients(delta_rule, args, args[2])
+    outputs_and_gradients(linear, args, args[2])
+    assert {a.dtype for a in seen if isinstance(a, np.ndarray)} == {np.dtype(np.float32)}
+    assert all(a.flags.c_contiguous for a in seen if isinstance(a, np.ndarray))
 
 
 @both

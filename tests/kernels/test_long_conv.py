@@ -1,6 +1,7 @@
 """`minattn.kernels.long_conv`: transforms, bands, loops and PyTorch's conv1d compute the same."""
 
 import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ convolutions = pytest.mark.parametrize("conv", [long_conv, short_conv], ids=["lo
 
 @pytest.fixture(params=["compiled", "numpy"])
 def form(request, monkeypatch):
-    """Both forms."""
+    """With Numba and SciPy, and without either."""
     if request.param == "numpy":
         monkeypatch.setattr(dispatch, "have_numba", lambda: False)
+        monkeypatch.setattr(module, "launch", None)
+        monkeypatch.setitem(sys.modules, "scipy.fft", None)
     else:
         pytest.importorskip("numba")
     return request.param
@@ -148,13 +151,17 @@ def test_transforms_are_long_enough(monkeypatch):
     assert asked == [11, 8]
 
 
-def test_transforms_are_saved(monkeypatch):
+@pytest.mark.parametrize("library", ["numpy.fft", "scipy.fft"])
+def test_transforms_are_saved(library, monkeypatch):
     """Two forward transforms and one back, then one forward and two back; the reference is left alone."""
+    fft = pytest.importorskip(library)
     monkeypatch.setattr(module, "long_conv_reference", None)
+    if library == "numpy.fft":
+        monkeypatch.setitem(sys.modules, "scipy.fft", None)
     calls = []
     for name in ("rfft", "irfft"):
-        f = getattr(np.fft, name)
-        monkeypatch.setattr(np.fft, name, lambda *a, f=f, name=name, **k: calls.append(name) or f(*a, **k))
+        f = getattr(fft, name)
+        monkeypatch.setattr(fft, name, lambda *a, f=f, name=name, **k: calls.append(name) or f(*a, **k))
     x, w, _ = inputs(2, 6, 2, 3)
     outputs_and_gradients(long_conv, (x, w), x)
     assert sorted(calls) == ["irfft"] * 3 + ["rfft"] * 3
@@ -177,6 +184,17 @@ def test_the_compiled_form_runs_where_it_can(monkeypatch):
     x, w, _ = inputs(1, 5, 2, 3)
     outputs_and_gradients(short_conv, (x, w), x)
     assert launched == ["banded", "banded_backward"]
+
+
+def test_one_precision_inside(monkeypatch):
+    """No array of another precision reaches a loop, which would be compiled once more for it."""
+    pytest.importorskip("numba")
+    seen = []
+    monkeypatch.setattr(module, "launch", lambda kernel, *args: (seen.extend(args), kernel(*args)))
+    x, w, _ = inputs(2, 5, 2, 3, np.float32)
+    outputs_and_gradients(short_conv, (x, w), x)
+    assert {a.dtype for a in seen if isinstance(a, np.ndarray)} == {np.dtype(np.float32)}
+    assert all(a.flags.c_contiguous for a in seen if isinstance(a, np.ndarray))
 
 
 def test_other_library(other_library):

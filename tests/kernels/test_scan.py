@@ -21,6 +21,7 @@ def form(request, monkeypatch):
     """Both forms."""
     if request.param == "numpy":
         monkeypatch.setattr(dispatch, "have_numba", lambda: False)
+        monkeypatch.setattr(scan, "launch", None)
     else:
         pytest.importorskip("numba")
     return request.param
@@ -204,6 +205,26 @@ def test_selective_scan_to_second_order(form):
     check_grads(all_of(lambda *a: selective_scan(*a, return_state=True)), *selective_inputs(2, 5, 3))
 
 
+def test_some_arguments_are_constants(form):
+    x, dt, A, B, C, *_ = selective_inputs(2, 5, 3)
+    check_grads(lambda x, A: selective_scan(x, dt, A, Tensor(B), C), x, A)
+    a, x, state = linear_inputs(2, 5, 3)
+    check_grads(lambda x: linear_scan(a, x, Tensor(state)), x)
+
+
+def test_the_last_state_alone(form):
+    """C, which only y depends on, has no gradient then; not even in derivatives of derivatives."""
+    x, dt, A, B, C, *_ = selective_inputs(2, 5, 3)
+    check_grads(lambda x, dt: selective_scan(x, dt, A, B, Tensor(C), return_state=True)[1], x, dt)
+
+
+def test_defaults_have_the_precision_of_x(form):
+    a, x, _ = linear_inputs(2, 5, 3, np.float32)
+    assert linear_scan(a, x).dtype == np.float32
+    args = selective_inputs(2, 5, 3, dtype=np.float32)[:5]
+    assert [z.dtype for z in selective_scan(*args, return_state=True)] == [np.float32] * 2
+
+
 def test_one_tensor_in_several_places(form):
     x, _, A, *_, state = selective_inputs(2, 4, 3, S=3)
     check_grads(lambda x, A, h: selective_scan(x, x * x, A, x, x, None, h), x, A, state)
@@ -246,6 +267,18 @@ def test_the_compiled_form_runs_where_it_can(monkeypatch):
     assert len(launched) == 4  # each array would do, the product of all sizes is too much for Python
     selective_scan(*(a[..., :1] for a in args[:2]), args[2][:1], *args[3:5])
     assert launched[4:] == ["selective_scan"]
+
+
+def test_one_precision_inside(monkeypatch):
+    """No array of another precision reaches a loop, which would be compiled once more for it."""
+    pytest.importorskip("numba")
+    seen = []
+    monkeypatch.setattr(scan, "launch", lambda kernel, *args: (seen.extend(args), kernel(*args)))
+    outputs_and_gradients(linear_scan, linear_inputs(1, 3, 2, np.float32), np.ones((1, 3, 2), np.float32))
+    args = selective_inputs(1, 3, 2, 3, np.float32)
+    outputs_and_gradients(selective_scan, args, args[0])
+    assert {a.dtype for a in seen if isinstance(a, np.ndarray)} == {np.dtype(np.float32)}
+    assert all(a.flags.c_contiguous for a in seen if isinstance(a, np.ndarray))
 
 
 def test_causal(form):

@@ -77,19 +77,33 @@ def replay(x, dt, A, B, state, t0, t1, d0, d1, decays, states):
 
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
-def pay_back(x, dt, A, B, C, g, a, h, new, dh, dA, dB, dC):
-    """One feature at one position: cotangents of the step from h to new; returns those of x and dt."""
-    u, through_u, through_a = dt * x, x * 0, x * 0
-    for s in range(len(h)):
-        total = dh[s] + g * C[s]
-        dC[s] += g * new[s]
-        dB[s] += total * u
-        through_u += total * B[s]
-        carried = total * a[s]
-        dA[s] += carried * h[s] * dt
-        through_a += carried * h[s] * A[s]
-        dh[s] = carried
-    return through_u * dt, through_u * x + through_a
+def pay_back(x, dt, A, B, C, g, a, h, new, dh, dx, ddt, dA, dB, dC):
+    """One position of several features: cotangents of the step from the states h to `new` by decays a, in
+    whose place a ∘ h ∘ dh is left.
+
+    Several short loops: in one with all these arrays, the compiler would not see that it may use vectors.
+    """
+    D, S = A.shape
+    for d in range(D):
+        u, through_u, through_a = dt[d] * x[d], x.dtype.type(0), x.dtype.type(0)
+        for s in range(S):
+            dC[s] += g[d] * new[d, s]
+        for s in range(S):
+            dh[d, s] += g[d] * C[s]
+        for s in range(S):
+            dB[s] += dh[d, s] * u
+        for s in range(S):
+            through_u += dh[d, s] * B[s]
+        for s in range(S):
+            dh[d, s] *= a[d, s]
+        for s in range(S):
+            a[d, s] = dh[d, s] * h[d, s]
+        for s in range(S):
+            through_a += a[d, s] * A[d, s]
+        for s in range(S):
+            dA[d, s] += a[d, s] * dt[d]
+        dx[d] = through_u * dt[d]
+        ddt[d] = through_u * x[d] + through_a
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
@@ -109,11 +123,10 @@ def selective_scan_backward(x, dt, A, B, C, g, saved, chunk, dh, dx, ddt, dA, dB
                 t0, t1 = c * chunk, min(c * chunk + chunk, N)
                 replay(x[b], dt[b], A, B[b], saved[b, c], t0, t1, d0, d1, decays, states)
                 for t in range(t1 - 1, t0 - 1, -1):
-                    for d in range(d0, d1):
-                        dx[b, t, d], ddt[b, t, d] = pay_back(
-                            x[b, t, d], dt[b, t, d], A[d], B[b, t], C[b, t], g[b, t, d],
-                            decays[t - t0, d - d0], states[t - t0, d - d0], states[t - t0 + 1, d - d0],
-                            dh[b, d], dA[b, d], dB[p, b, t], dC[p, b, t])
+                    n = d1 - d0
+                    pay_back(x[b, t, d0:d1], dt[b, t, d0:d1], A[d0:d1], B[b, t], C[b, t], g[b, t, d0:d1],
+                             decays[t - t0, :n], states[t - t0, :n], states[t - t0 + 1, :n], dh[b, d0:d1],
+                             dx[b, t, d0:d1], ddt[b, t, d0:d1], dA[b, d0:d1], dB[p, b, t], dC[p, b, t])
 
 
 def parts() -> int:
