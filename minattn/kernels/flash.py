@@ -281,9 +281,10 @@ def _strips(mask_mod: MaskMod, B: int, H: int, N: int, M: int) -> Callable[[int,
 def _check(q: Operand, k: Operand, v: Operand, weight: str, return_lse: bool, mask_mod: MaskMod | None,
            block_mask: BlockMask | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if np.ndim(raw(x)) != 4 or x.dtype.kind != "f":
+        shape = np.shape(raw(x))
+        if len(shape) != 4 or x.dtype.kind != "f":
             raise ValueError(f"{name}: expected floats with 4 axes (batch, heads, positions, features), "
-                             f"got {x.dtype} of shape {np.shape(raw(x))}")
+                             f"got {x.dtype} of shape {shape}")
     (B, H, _, D), Hk = q.shape, k.shape[1]
     if k.shape[0] != B or k.shape[3] != D or Hk == 0 or H % Hk:
         raise ValueError(f"k: expected batch {B}, heads that divide {H}, and {D} features, got {k.shape}")
