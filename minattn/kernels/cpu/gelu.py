@@ -9,6 +9,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from .exp import exp
+
 P = tuple(np.float32(c) for c in (1.12837914e+00, 1.93545897e-01, 5.31018616e-02, 3.88338178e-03,
                                   2.84567095e-04, 1.98678019e-06))
 Q = tuple(np.float32(c) for c in (1.0, 5.04858140e-01, 1.15350350e-01, 1.52073258e-02, 1.18558099e-03,
@@ -33,7 +35,7 @@ def gelu32(x, out, slope):
         t = x[i]
         cdf = HALF * (ONE + erf32(t * ROOT_HALF))
         out[i] = t * cdf
-        slope[i] = cdf + t * PHI_0 * math.exp(-HALF * t * t)
+        slope[i] = cdf + t * PHI_0 * exp(-HALF * t * t)
 
 
 @njit(parallel=True, cache=True)
