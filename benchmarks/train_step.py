@@ -1,8 +1,9 @@
 """A training step of nanoGPT's CPU configuration: ours, PyTorch eager's, and the ratio.
 
-    python benchmarks/train_step.py [--json FILE] [--repeats 9] [--threads 2]
+    python benchmarks/train_step.py [--json FILE] [--repeats 9] [--threads 2] [--size nanogpt|larger]
 
-4 layers, 4 heads, D = 128, N = 64, batch 12, no biases, AdamW, gradients clipped at 1, float32. Both start
+4 layers, 4 heads, D = 128, N = 64, batch 12 (larger: 6 layers, 6 heads, D = 384, N = 256, batch 8); no biases,
+AdamW, gradients clipped at 1, float32. Both start
 from the same weights and see the same batches; the steps alternate in one process, so that whatever else the
 machine is doing falls on both.
 """
@@ -21,8 +22,10 @@ from torch_gpt import TorchGPT
 from minattn.nn import AdamW, clip_grad_norm_, decay_groups
 from minattn.transformer import GPT, Config
 
-CONFIG = Config(vocab=65, context=64, layers=4, heads=4, d_model=128, bias=False)
-BATCH, STEPS = 12, 20
+SIZES = {  # configuration, batch, steps of a run
+    "nanogpt": (Config(vocab=65, context=64, layers=4, heads=4, d_model=128, bias=False), 12, 20),
+    "larger": (Config(vocab=65, context=256, layers=6, heads=6, d_model=384, bias=False), 8, 2),
+}
 
 
 def our_step(model: GPT) -> Callable:
@@ -63,12 +66,14 @@ def main() -> None:
     parser.add_argument("--json", help="write the result here")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--size", choices=SIZES, default="nanogpt")
     args = parser.parse_args()
+    config, batch, count = SIZES[args.size]
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(0)
-    ours = GPT(CONFIG, rng=rng)
-    steps = {"ours": our_step(ours), "torch eager": their_step(TorchGPT(CONFIG, ours.state_dict()))}
-    batches = [rng.integers(0, CONFIG.vocab, (2, BATCH, CONFIG.context)) for _ in range(STEPS)]
+    ours = GPT(config, rng=rng)
+    steps = {"ours": our_step(ours), "torch eager": their_step(TorchGPT(config, ours.state_dict()))}
+    batches = [rng.integers(0, config.vocab, (2, batch, config.context)) for _ in range(count)]
     times: dict[str, list[float]] = {name: [] for name in steps}
     losses: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(-1, args.repeats):  # the first round warms up
@@ -76,11 +81,11 @@ def main() -> None:
             start = time.perf_counter()
             found = [step(x, y) for x, y in batches]
             if repeat >= 0:
-                times[name].append((time.perf_counter() - start) / STEPS)
+                times[name].append((time.perf_counter() - start) / count)
             losses[name] += found
-    apart = max(abs(a / b - 1) for a, b in list(zip(*losses.values(), strict=True))[:STEPS])
-    print(f"losses of the first {STEPS} steps agree to {apart:.1e}")
-    report("training step, nanoGPT's CPU configuration", times, ours="ours", unit="ms", json=args.json)
+    apart = max(abs(a / b - 1) for a, b in list(zip(*losses.values(), strict=True))[:count])
+    print(f"losses of the first {count} steps agree to {apart:.1e}")
+    report(f"training step, {args.size}", times, ours="ours", unit="ms", json=args.json)
 
 
 if __name__ == "__main__":
