@@ -2,10 +2,9 @@
 
     python benchmarks/train_step.py [--json FILE] [--repeats 9] [--threads 2] [--size nanogpt|larger]
 
-4 layers, 4 heads, D = 128, N = 64, batch 12 (larger: 6 layers, 6 heads, D = 384, N = 256, batch 8); no biases,
-AdamW, gradients clipped at 1, float32. Both start
-from the same weights and see the same batches; the steps alternate in one process, so that whatever else the
-machine is doing falls on both.
+4 layers, 4 heads, D = 128, N = 64, batch 12 (larger: 6 layers, 6 heads, D = 384, N = 256, batch 8); no
+biases, AdamW, gradients clipped at 1, float32. Both start from the same weights and see the same batches; the
+steps alternate in one process, so that whatever else the machine is doing falls on both.
 """
 
 from __future__ import annotations
