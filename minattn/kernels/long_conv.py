@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minattn.autograd import cat, irfft, namespace, primitive, rfft, unsqueeze
+from minattn.autograd import cat, irfft, namespace, primitive, rfft
 from minattn.autograd.engine import Array, Operand, raw
 
 from .dispatch import compiled, launch
@@ -155,38 +155,39 @@ def short_conv(x: Operand, weight: Operand, state: Operand | None = None, *,
     if state is None:
         state = namespace(x).zeros((B, K - 1, D), dtype=x.dtype)
     check_shape("state", state, (B, K - 1, D), x)
-    padded = cat([state, x], 1)
-    y = banded(padded, weight) if compiled(raw(padded), raw(weight)) else banded_reference(padded, weight)
-    return (y, padded[:, N:]) if return_state else y
+    if compiled(*map(raw, (x, weight, state)), work=B * N * D * K):
+        y = banded(x, weight, state)
+    else:
+        y = banded_reference(x, weight, state)
+    return (y, cat([state, x[:, max(N - K + 1, 0) :]], 1)[:, min(N, K - 1) :]) if return_state else y
 
 
-def banded_reference(padded: Operand, weight: Operand) -> Operand:
-    """Causal convolution of inputs (B, K − 1 + N, D), one product for each entry of the filter."""
-    K = weight.shape[1]
-    N = padded.shape[1] - K + 1
-    total = padded[:, K - 1 :] * unsqueeze(weight[:, 0], 0)
+def banded_reference(x: Operand, weight: Operand, state: Operand) -> Operand:
+    """`short_conv`, one product for each entry of the filter."""
+    N, K = x.shape[1], weight.shape[1]
+    padded, total = cat([state, x], 1), x * weight[:, 0]
     for j in range(1, K):
-        total = total + padded[:, K - 1 - j : K - 1 - j + N] * unsqueeze(weight[:, j], 0)
+        total = total + padded[:, K - 1 - j : K - 1 - j + N] * weight[:, j]
     return total
 
 
-def _banded(padded: Array, weight: Array, /) -> tuple[Array, bool]:
+def _banded(x: Array, weight: Array, state: Array, /) -> tuple[Array, bool]:
     from .cpu import long_conv as cpu
 
-    B, length, D = padded.shape
-    y = np.zeros((B, length - weight.shape[1] + 1, D), padded.dtype)
-    launch(cpu.banded, np.ascontiguousarray(padded), np.ascontiguousarray(weight.T), y, cpu.parts())
+    y = np.empty(x.shape, x.dtype)
+    launch(cpu.banded, *map(np.ascontiguousarray, (x, weight.T, state)), y, cpu.parts())
     return y, True
 
-def _d_banded(g, out, padded, weight, saved):
+def _d_banded(g, out, x, weight, state, saved):
     if saved is None:
-        return recorded(banded_reference, g, padded, weight)
+        return recorded(banded_reference, g, x, weight, state)
     from .cpu import long_conv as cpu
 
-    dx = np.zeros(padded.shape, padded.dtype)
-    dw = np.zeros((len(padded), *weight.T.shape), padded.dtype)
-    launch(cpu.banded_backward, *map(np.ascontiguousarray, (g, padded, weight.T)), dx, dw, cpu.parts())
-    return dx, dw.sum(0).T
+    dx, dstate = np.zeros(x.shape, x.dtype), np.zeros(state.shape, x.dtype)
+    dw = np.zeros((len(x), *weight.T.shape), x.dtype)
+    arrays = map(np.ascontiguousarray, (g, x, weight.T, state))
+    launch(cpu.banded_backward, *arrays, dx, dw, dstate, cpu.parts())
+    return dx, dw.sum(0).T, dstate
 
 
 banded = primitive(_banded, _d_banded, "short_conv", saves=True)

@@ -11,17 +11,33 @@ CONTRACT = {"contract", "reassoc", "nsz"}
 BLOCK = 32
 
 
+@njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
+def advance(a, x, last, h):
+    """last ← a ∘ last + x, also put into h. The indices count from 0: none is seen that may be negative."""
+    for d in range(len(h)):
+        last[d] = a[d] * last[d] + x[d]
+        h[d] = last[d]
+
+
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def linear_scan(a, x, state, h, parts):
     B, N, D = x.shape
     for task in prange(B * parts):
-        b, p = task // parts, task % parts
-        start, stop = p * D // parts, (p + 1) * D // parts
-        last = state[b, start:stop].copy()
+        b, part = task // parts, slice(task % parts * D // parts, (task % parts + 1) * D // parts)
+        last = state[b, part].copy()
         for t in range(N):
-            for d in range(start, stop):
-                last[d - start] = a[b, t, d] * last[d - start] + x[b, t, d]
-                h[b, t, d] = last[d - start]
+            advance(a[b, t, part], x[b, t, part], last, h[b, t, part])
+
+
+@njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
+def retreat(g, a, before, carried, dx, da):
+    """One position: `carried` goes from a_{t+1} dh_{t+1} to a_t dh_t."""
+    for d in range(len(g)):
+        dx[d] = g[d] + carried[d]
+    for d in range(len(g)):
+        da[d] = dx[d] * before[d]
+    for d in range(len(g)):
+        carried[d] = a[d] * dx[d]
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
@@ -29,15 +45,11 @@ def linear_scan_backward(g, h, a, state, da, dx, dstate, parts):
     """dh = g_t + a_{t+1} dh_{t+1}; `dstate` starts as zeros and holds a_t dh_t on the way."""
     B, N, D = h.shape
     for task in prange(B * parts):
-        b, p = task // parts, task % parts
-        start, stop = p * D // parts, (p + 1) * D // parts
+        b, part = task // parts, slice(task % parts * D // parts, (task % parts + 1) * D // parts)
         for t in range(N - 1, -1, -1):
             before = h[b, t - 1] if t > 0 else state[b]
-            for d in range(start, stop):
-                dh = g[b, t, d] + dstate[b, d]
-                dx[b, t, d] = dh
-                da[b, t, d] = dh * before[d]
-                dstate[b, d] = a[b, t, d] * dh
+            retreat(g[b, t, part], a[b, t, part], before[part], dstate[b, part], dx[b, t, part],
+                    da[b, t, part])
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy", fastmath=CONTRACT)
