@@ -32,8 +32,8 @@ CHUNK = 64
 
 def torch_linear_scan(a, x, h):
     out = []
-    for t in range(x.shape[1]):
-        h = a[:, t] * h + x[:, t]
+    for a_t, x_t in zip(a.unbind(1), x.unbind(1), strict=True):  # backwards, slices would each fill zeros
+        h = a_t * h + x_t
         out.append(h)
     return torch.stack(out, 1)
 
@@ -42,9 +42,9 @@ def torch_selective_scan(x, dt, A, B, C):
     decay = torch.exp(dt[..., None] * A)
     written = (dt * x)[..., None] * B[:, :, None]
     h, out = torch.zeros_like(decay[:, 0]), []
-    for t in range(x.shape[1]):
-        h = decay[:, t] * h + written[:, t]
-        out.append(torch.einsum("bds,bs->bd", h, C[:, t]))
+    for a, u, c in zip(decay.unbind(1), written.unbind(1), C.unbind(1), strict=True):
+        h = a * h + u
+        out.append(torch.einsum("bds,bs->bd", h, c))
     return torch.stack(out, 1)
 
 
