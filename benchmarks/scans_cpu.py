@@ -52,14 +52,14 @@ def torch_chunks(q, k, v, decay, beta=None):
     """The formulas of `minattn/kernels/linear_attention.py`, products of decays by sums of logarithms."""
     S, out = torch.zeros(*q.shape[:2], q.shape[3], v.shape[3]), []
     lower = torch.ones(CHUNK, CHUNK, dtype=torch.bool).tril()
-    for start in range(0, q.shape[2], CHUNK):
-        Q, K, V, a = (z[:, :, start : start + CHUNK] for z in (q, k, v, decay))
+    parts = [q, k, v, decay] if beta is None else [q, k, v, decay, beta]
+    for Q, K, V, a, *b in zip(*(z.split(CHUNK, 2) for z in parts), strict=True):
         log = a.log().cumsum(-1)
         c = log.exp()[..., None]
         L = (log[..., None] - log[..., None, :]).masked_fill(~lower, -torch.inf).exp()
         U = V
-        if beta is not None:
-            b = beta[:, :, start : start + CHUNK, None]
+        if b:
+            b = b[0][..., None]
             G = torch.eye(CHUNK) + b * (K @ K.mT * L).tril(-1)
             U = torch.linalg.solve_triangular(G, b * (V - c * (K @ S)), upper=False, unitriangular=True)
         out.append(c * (Q @ S) + (Q @ K.mT * L) @ U)

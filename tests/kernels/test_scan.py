@@ -308,6 +308,13 @@ def test_other_library(other_library):
     """The NumPy form does without NumPy's own arrays; values as from NumPy's."""
     for f, args in ((linear_scan, linear_inputs(2, 5, 3)), (selective_scan, selective_inputs(2, 5, 3))):
         np.testing.assert_allclose(f(*map(other_library, args))._values, f(*args), atol=1e-12)
+        few = args[:2] if f is linear_scan else args[:5]  # and no state
+        ts = [Tensor(other_library(z), requires_grad=True) for z in few]
+        out = f(*ts)
+        np.testing.assert_allclose(out.data._values, f(*few), atol=1e-12)
+        for got, want in zip(grad(out, ts, other_library(args[0])),
+                             outputs_and_gradients(f, few, args[0])[1:], strict=True):
+            np.testing.assert_allclose(got.data._values, want, atol=1e-11)
 
 
 def test_side_by_side():
