@@ -88,43 +88,49 @@ def substitute_back(G, beta, dU, dE):
                 dU[i, d] -= G[j, i] * dE[j, d]
 
 
+@njit(nogil=True, error_model="numpy")
+def forward_head(q, k, v, alpha, beta, S, states, errors, out, chunk, factors):
+    """`forward` of one head."""
+    (N, Dv), delta = v.shape, errors.size > 0
+    space = np.empty((2, chunk * chunk), q.dtype)
+    wide = np.empty((chunk, chunk + 1), q.dtype)
+    rows, U = np.empty((chunk, Dv), q.dtype), np.empty((chunk, Dv), q.dtype)
+    for n in range(len(states)):
+        t0, t1 = n * chunk, min(n * chunk + chunk, N)
+        C, part = t1 - t0, slice(t0, t1)
+        Q, K, O, left = q[part], k[part], out[part], wide[:C, : C + 1]
+        states[n] = S
+        decays(alpha[part], left)
+        scores = space[0, : C * C].reshape(C, C)
+        if delta:
+            G, E, V = space[1, : C * C].reshape(C, C), errors[part], v[part]
+            product(K, False, S, False, rows[:C], factors[SET])
+            scale_rows(rows[:C], left[:, 0], rows[:C])
+            for i in range(C):
+                for d in range(Dv):
+                    E[i, d] = V[i, d] - rows[i, d]
+            product(K, False, K, True, G, factors[SET])
+            weigh(G, left)
+            substitute(G, beta[part], E)
+            scale_rows(E, beta[part], U[:C])
+        else:
+            U[:C] = v[part]
+        product(Q, False, S, False, O, factors[SET])
+        scale_rows(O, left[:, 0], O)
+        product(Q, False, K, True, scores, factors[SET])
+        weigh(scores, left)
+        product(scores, False, U[:C], False, O, factors[ADD])
+        scale_rows(U[:C], left[C - 1, 1:], U[:C])
+        S *= left[C - 1, 0]
+        product(K, True, U[:C], False, S, factors[ADD])
+
+
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def forward(q, k, v, alpha, beta, S, states, errors, out, chunk, factors):
     """`S` goes from the first state to the last; `states` gets the one before each chunk, `errors` gets E."""
-    heads, N = alpha.shape
-    Dv, delta = v.shape[2], errors.size > 0
-    for h in prange(heads):
-        space = np.empty((2, chunk * chunk), q.dtype)
-        wide = np.empty((chunk, chunk + 1), q.dtype)
-        rows, U = np.empty((chunk, Dv), q.dtype), np.empty((chunk, Dv), q.dtype)
-        for n in range(states.shape[1]):
-            t0, t1 = n * chunk, min(n * chunk + chunk, N)
-            C, part = t1 - t0, slice(t0, t1)
-            Q, K, O, left = q[h, part], k[h, part], out[h, part], wide[:C, : C + 1]
-            states[h, n] = S[h]
-            decays(alpha[h, part], left)
-            scores = space[0, : C * C].reshape(C, C)
-            if delta:
-                G, E = space[1, : C * C].reshape(C, C), errors[h, part]
-                product(K, False, S[h], False, rows[:C], factors[SET])
-                scale_rows(rows[:C], left[:, 0], rows[:C])
-                for i in range(C):
-                    for d in range(Dv):
-                        E[i, d] = v[h, t0 + i, d] - rows[i, d]
-                product(K, False, K, True, G, factors[SET])
-                weigh(G, left)
-                substitute(G, beta[h, part], E)
-                scale_rows(E, beta[h, part], U[:C])
-            else:
-                U[:C] = v[h, part]
-            product(Q, False, S[h], False, O, factors[SET])
-            scale_rows(O, left[:, 0], O)
-            product(Q, False, K, True, scores, factors[SET])
-            weigh(scores, left)
-            product(scores, False, U[:C], False, O, factors[ADD])
-            scale_rows(U[:C], left[C - 1, 1:], U[:C])
-            S[h] *= left[C - 1, 0]
-            product(K, True, U[:C], False, S[h], factors[ADD])
+    for h in prange(len(q)):
+        forward_head(q[h], k[h], v[h], alpha[h], beta[h], S[h], states[h], errors[h], out[h],
+                     chunk, factors)
 
 
 @njit(nogil=True, error_model="numpy", fastmath=SUMS)
@@ -195,36 +201,42 @@ def back_through_errors(S, K, E, U, beta, left, dS, dleft, dU, dE, rows, dK, dbe
     product(K, True, rows, False, dS, factors[SUBTRACT])
 
 
+@njit(nogil=True, error_model="numpy")
+def backward_head(q, k, v, alpha, beta, do, states, errors, chunk, factors, dS, dq, dk, dv, dalpha, dbeta):
+    """`backward` of one head."""
+    (N, Dv), delta = v.shape, errors.size > 0
+    squares = np.empty((4, chunk * (chunk + 1)), q.dtype)
+    space = np.empty((3, chunk, Dv), q.dtype)
+    for n in range(len(states) - 1, -1, -1):
+        t0, t1 = n * chunk, min(n * chunk + chunk, N)
+        C, part = t1 - t0, slice(t0, t1)
+        Q, K, dO, dQ, dK, S = q[part], k[part], do[part], dq[part], dk[part], states[n]
+        left = squares[0, : C * (C + 1)].reshape(C, C + 1)
+        dleft = squares[1, : C * (C + 1)].reshape(C, C + 1)
+        A, dA = squares[2, : C * C].reshape(C, C), squares[3, : C * C].reshape(C, C)
+        U, dU, rows = space[0, :C], space[1, :C], space[2, :C]
+        decays(alpha[part], left)
+        dleft[:] = 0
+        if delta:
+            scale_rows(errors[part], beta[part], U)
+        else:
+            U[:] = v[part]
+        back_through_state(S, K, U, left, dS, dleft, dU, rows, dK, factors)
+        back_through_reading(S, Q, K, U, dO, left, dS, dleft, dU, rows, dQ, dK, A, dA, factors)
+        if delta:
+            back_through_errors(S, K, errors[part], U, beta[part], left, dS, dleft, dU, dv[part], rows, dK,
+                                dbeta[part], A, dA, factors)
+        else:
+            dv[part] = dU
+        d_decays(alpha[part], left, dleft, dalpha[part])
+
+
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def backward(q, k, v, alpha, beta, do, states, errors, chunk, factors, dS, dq, dk, dv, dalpha, dbeta):
     """`dS` goes from the cotangent of the last state to that of the first."""
-    heads, N = alpha.shape
-    Dv, delta = v.shape[2], errors.size > 0
-    for h in prange(heads):
-        squares = np.empty((4, chunk * (chunk + 1)), q.dtype)
-        space = np.empty((3, chunk, Dv), q.dtype)
-        for n in range(states.shape[1] - 1, -1, -1):
-            t0, t1 = n * chunk, min(n * chunk + chunk, N)
-            C, part = t1 - t0, slice(t0, t1)
-            Q, K, dO, dQ, dK, S = q[h, part], k[h, part], do[h, part], dq[h, part], dk[h, part], states[h, n]
-            left = squares[0, : C * (C + 1)].reshape(C, C + 1)
-            dleft = squares[1, : C * (C + 1)].reshape(C, C + 1)
-            A, dA = squares[2, : C * C].reshape(C, C), squares[3, : C * C].reshape(C, C)
-            U, dU, rows = space[0, :C], space[1, :C], space[2, :C]
-            decays(alpha[h, part], left)
-            dleft[:] = 0
-            if delta:
-                scale_rows(errors[h, part], beta[h, part], U)
-            else:
-                U[:] = v[h, part]
-            back_through_state(S, K, U, left, dS[h], dleft, dU, rows, dK, factors)
-            back_through_reading(S, Q, K, U, dO, left, dS[h], dleft, dU, rows, dQ, dK, A, dA, factors)
-            if delta:
-                back_through_errors(S, K, errors[h, part], U, beta[h, part], left, dS[h], dleft, dU,
-                                    dv[h, part], rows, dK, dbeta[h, part], A, dA, factors)
-            else:
-                dv[h, part] = dU
-            d_decays(alpha[h, part], left, dleft, dalpha[h, part])
+    for h in prange(len(q)):
+        backward_head(q[h], k[h], v[h], alpha[h], beta[h], do[h], states[h], errors[h], chunk,
+                      factors, dS[h], dq[h], dk[h], dv[h], dalpha[h], dbeta[h])
 
 
 def run(kernel: Callable, *args: Any) -> None:
