@@ -1,9 +1,20 @@
-"""Softmax cross-entropy: its derivative, softmax − target, is simpler than that of its parts."""
+"""Softmax cross-entropy: its derivative, softmax − target, is simpler than that of its parts.
+
+The NumPy form makes a target of C numbers for each position. The compiled one (`cpu/cross_entropy.py`) takes
+the class as it is and goes over the logits once forward, for ln Σ exp, and once backward.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+
 from minattn.autograd import exp, log_softmax, namespace, one_hot, primitive, reshape, sum
 from minattn.autograd.engine import Array, Operand, raw
+
+from .dispatch import compiled, launch
+
+SMALL = 50_000
+"""Fewer logits are left to NumPy: a toy model should not wait for a compiler."""
 
 
 def _cross_entropy(logits: Array, /, target: Array) -> tuple[Array, Array]:
@@ -42,9 +53,7 @@ def cross_entropy(logits: Operand, target: Array, *, ignore_index: int = -100, l
     counts = target != ignore_index
     if not ((0 <= target) & (target < C) | ~counts).all():
         raise ValueError(f"target: expected classes in [0, {C}) or ignore_index={ignore_index}, got others")
-    wanted = one_hot(xp.where(counts, target, 0), C, logits.dtype)
-    wanted = (1 - label_smoothing) * wanted + label_smoothing / C if label_smoothing else wanted
-    loss = entropy_of(logits, target=wanted * counts[..., None].astype(wanted.dtype))
+    loss = class_entropy(logits, target=xp.where(counts, target, -1), smoothing=float(label_smoothing))
     if reduction == "none":
         return loss
     if reduction == "sum":
@@ -55,4 +64,39 @@ def cross_entropy(logits: Operand, target: Array, *, ignore_index: int = -100, l
     return sum(loss) / n
 
 
-entropy_of = primitive(_cross_entropy, _d_cross_entropy, saves=True)
+def _class_entropy(logits: Array, /, target: Array, smoothing: float) -> tuple[Array, Array]:
+    """The loss of each position, for classes `target` with −1 where a position does not count."""
+    if logits.size < SMALL or not compiled(logits):
+        return _cross_entropy(logits, _smoothed(target, logits, smoothing))
+    from .cpu.cross_entropy import forward
+
+    rows = np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
+    loss, lse = np.empty(len(rows), rows.dtype), np.empty(len(rows), rows.dtype)
+    launch(forward, rows, _flat(target), rows.dtype.type(smoothing), loss, lse)
+    return loss.reshape(target.shape), lse
+
+def _d_class_entropy(g, out, logits, target, smoothing, saved):
+    if saved is None or saved.shape == logits.shape:  # recorded, or computed by NumPy
+        return _d_cross_entropy(g, out, logits, _smoothed(target, logits, smoothing), saved)
+    from .cpu.cross_entropy import backward
+
+    rows = np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
+    out = np.empty_like(rows)
+    weights = np.ascontiguousarray(g).reshape(-1)
+    launch(backward, weights, rows, _flat(target), rows.dtype.type(smoothing), saved, out)
+    return out.reshape(logits.shape)
+
+
+def _smoothed(target: Array, logits: Operand, smoothing: float) -> Array:
+    """The target of each position as C numbers: (1 − ε) one_hot + ε / C, zeros where it does not count."""
+    C, counts = logits.shape[-1], target >= 0
+    wanted = one_hot(namespace(target).where(counts, target, 0), C, logits.dtype)
+    wanted = (1 - smoothing) * wanted + smoothing / C if smoothing else wanted
+    return wanted * counts[..., None].astype(wanted.dtype)
+
+
+def _flat(target: Array) -> Array:
+    return np.ascontiguousarray(target, np.int64).reshape(-1)
+
+
+class_entropy = primitive(_class_entropy, _d_class_entropy, "cross_entropy", saves=True)

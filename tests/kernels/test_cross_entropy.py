@@ -1,5 +1,7 @@
 """`minattn.kernels.cross_entropy` against PyTorch and finite differences."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,15 @@ from minattn import kernels
 from minattn.autograd import Tensor, grad
 from tests.autograd import case as checks
 from tests.kernels.cases import CROSS_ENTROPY
+
+
+@pytest.fixture(autouse=True, params=["compiled", "reference"])
+def form(request, monkeypatch):
+    """Both forms, whatever the size."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    module = importlib.import_module("minattn.kernels.cross_entropy")
+    monkeypatch.setattr(module, "SMALL", 0 if request.param == "compiled" else 10**9)
 
 
 @checks.each(CROSS_ENTROPY)
@@ -101,3 +112,42 @@ def test_label_smoothing_takes_both_ends():
     assert (
         kernels.cross_entropy(np.zeros((3, 4)), Tensor(np.array([0, 1, 3])), label_smoothing=0.0).shape == ()
     )
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-6)])
+def test_large_vocabulary(dtype, tolerance, form, monkeypatch):
+    """Rows that are no multiple of a vector, ignored positions, smoothing: one form is the other."""
+    rng = np.random.default_rng(0)
+    x = (5 * rng.standard_normal((2, 3, 1003))).astype(dtype)
+    target, g = rng.integers(0, 1003, (2, 3)), rng.standard_normal((2, 3)).astype(dtype)
+    target[1, 0] = -100
+    module = importlib.import_module("minattn.kernels.cross_entropy")
+    for smoothing in (0.0, 0.3, 1.0):
+        found = []
+        for small in (module.SMALL, 10**9):
+            monkeypatch.setattr(module, "SMALL", small)
+            logits = Tensor(x, requires_grad=True)
+            loss = kernels.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+            loss.backward(g)
+            found.append((loss.data, logits.grad))
+        assert found[0][0].dtype == dtype and found[0][0][1, 0] == 0 and not found[0][1][1, 0].any()
+        for got, want in zip(*found, strict=True):
+            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+def test_views_and_integers_of_any_size(form):
+    rng = np.random.default_rng(1)
+    x, target = rng.standard_normal((7, 6)), np.array([0, 3, 6, 2, 1, 4], np.uint8)
+    logits = Tensor(x.T, requires_grad=True)
+    loss = kernels.cross_entropy(logits, target, reduction="sum")
+    p = np.exp(x.T) / np.exp(x.T).sum(1, keepdims=True)
+    np.testing.assert_allclose(loss.item(), -np.log(p[np.arange(6), target]).sum(), rtol=1e-13)
+    loss.backward()
+    np.testing.assert_allclose(logits.grad, p - np.eye(7)[target], rtol=0, atol=1e-13)
+
+
+def test_a_number_that_is_none_is_not_hidden(form):
+    x = np.zeros((2, 5))
+    x[0, 3] = np.nan
+    loss = kernels.cross_entropy(x, [0, 1], reduction="none")
+    assert np.isnan(loss[0]) and loss[1] == pytest.approx(np.log(5))
