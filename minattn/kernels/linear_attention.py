@@ -42,6 +42,9 @@ from .scan import apart, check_floats, check_shape, linear_scan, recorded, side_
 
 __all__ = ["delta_rule", "linear_attention", "naive_delta_rule", "naive_linear_attention"]
 
+SMALL = 1_000_000
+"""Up to so many multiplications by the state, NumPy serves: the compiler takes seconds, once a machine."""
+
 
 # --- one number at a time ---------------------------------------------------------------------------------
 
@@ -151,7 +154,8 @@ def _run(q: Operand, k: Operand, v: Operand, beta: Operand | None, decay: Operan
     check_shape("state", state, (B, H, D, Dv), q)
     delta, chunk = beta is not None, max(min(chunk, N), 1)
     beta = decay if beta is None else beta
-    if N and D and Dv and compiled(*map(raw, (q, k, v, decay, beta, state))) and _have_blas():
+    large = B * H * N * D * Dv > SMALL
+    if large and compiled(*map(raw, (q, k, v, decay, beta, state))) and _have_blas():
         flat = chunked(q, k, v, decay, beta, state, chunk=chunk, delta=delta)
         out, last = apart(flat, (B, H, N, Dv), (B, H, D, Dv))
     else:

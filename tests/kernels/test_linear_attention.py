@@ -18,6 +18,11 @@ SHAPES = [(1, 1, 1, 1, 1), (1, 1, 9, 5, 3), (2, 3, 13, 4, 1), (1, 2, 32, 1, 4), 
 CHUNKS = [1, 3, 8, 64]
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch):
+    monkeypatch.setattr(module, "SMALL", 0)
+
+
 @pytest.fixture(params=["compiled", "numpy"])
 def form(request, monkeypatch):
     """Both forms."""
@@ -264,9 +269,15 @@ def test_the_compiled_form_runs_where_it_can(monkeypatch):
     assert linear_attention(x[:, :, :0], x[:, :, :0], x[:, :, :0]).shape == (1, 1, 0, 2)
     linear_attention(x[..., :0], x[..., :0], x)
     linear_attention(x, x, x[..., :0])
-    monkeypatch.setattr(module, "_have_blas", lambda: False)
+    monkeypatch.setattr(module, "SMALL", 400)
     linear_attention(x, x, x)
     assert len(launched) == 2
+    monkeypatch.setattr(module, "SMALL", 399)
+    linear_attention(x, x, x)
+    assert len(launched) == 3
+    monkeypatch.setattr(module, "_have_blas", lambda: False)
+    linear_attention(x, x, x)
+    assert len(launched) == 3
 
 
 def test_one_precision_inside(monkeypatch):
