@@ -19,14 +19,15 @@ from .autograd import __all__ as _autograd_names
 from .kernels import *  # noqa: F403
 from .kernels import __all__ as _kernel_names
 
-np.empty(2**25 - 2**16, np.uint8)  # glibc learns from what is freed: it now keeps 64 MB at hand, and a training
-# step does not fetch its memory from the system, page by page, again and again
+# glibc learns from what is freed: it now keeps 64 MB at hand, and a training step does not fetch its memory from
+# the system, page by page, again and again.
+np.empty(2**25 - 2**16, np.uint8)
 
 __version__ = "0.1.0"
 __all__ = [*_autograd_names, *_kernel_names]
 
-_PACKAGES = {"atlas", "attention", "data", "experiments", "findings", "inference", "nn", "plots", "register",
-             "testing", "transformer"}
+_PACKAGES = {"atlas", "attention", "data", "experiments", "findings", "nn", "plots", "register", "testing",
+             "transformer"}
 
 
 def __getattr__(name: str) -> Any:

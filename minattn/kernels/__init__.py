@@ -1,5 +1,6 @@
 """Hot loops: one file an operation, its reference in NumPy, and faster forms chosen by the kind of array."""
 
+from .blocks import BlockMask
 from .conv import avg_pool2d, conv1d, conv2d, max_pool2d, unfold
 from .cross_entropy import cross_entropy
 from .dropout import dropout
@@ -12,7 +13,7 @@ from .packed import Packed, pack, packed_linear
 from .scan import linear_scan, selective_scan
 from .silu import silu
 
-__all__ = ["Packed", "avg_pool2d", "conv1d", "conv2d", "cross_entropy", "delta_rule", "dropout",
-           "flash_attention", "gelu", "layer_norm", "linear_attention", "linear_scan", "long_conv",
-           "max_pool2d", "pack", "packed_linear", "rms_norm", "selective_scan", "short_conv", "silu",
-           "unfold"]
+__all__ = ["BlockMask", "Packed", "avg_pool2d", "conv1d", "conv2d", "cross_entropy", "delta_rule",
+           "dropout", "flash_attention", "gelu", "layer_norm", "linear_attention", "linear_scan",
+           "long_conv", "max_pool2d", "pack", "packed_linear", "rms_norm", "selective_scan", "short_conv",
+           "silu", "unfold"]

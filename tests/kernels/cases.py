@@ -10,7 +10,8 @@ from minattn import kernels
 from tests.autograd.case import Case, torch
 from tests.autograd.inputs import Rng, Sample, distinct, laid_out, normal, shapes, unary
 
-ELSEWHERE = {"dropout": "test_dropout", "flash_attention": "test_flash", "Packed": "test_packed",
+ELSEWHERE = {"BlockMask": "test_blocks", "dropout": "test_dropout", "flash_attention": "test_flash",
+             "Packed": "test_packed",
              "delta_rule": "test_linear_attention", "linear_attention": "test_linear_attention",
              "linear_scan": "test_scan", "long_conv": "test_long_conv", "pack": "test_packed",
              "packed_linear": "test_packed", "selective_scan": "test_scan", "short_conv": "test_long_conv"}
