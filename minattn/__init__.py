@@ -19,8 +19,8 @@ from .autograd import __all__ as _autograd_names
 from .kernels import *  # noqa: F403
 from .kernels import __all__ as _kernel_names
 
-# glibc learns from what is freed: it now keeps 64 MB at hand, and a training step does not fetch its memory from
-# the system, page by page, again and again.
+# glibc learns from what is freed: it now keeps 64 MB at hand, and a training step need not fetch its memory
+# from the system, page by page, again and again.
 np.empty(2**25 - 2**16, np.uint8)
 
 __version__ = "0.1.0"

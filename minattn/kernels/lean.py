@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ class SoftmaxState(NamedTuple):
     """What a set of keys leaves behind: m (…), l (…) and o (…, Dv); of no keys, (−∞, 0, 0)."""
 
     m: Array
-    l: Array  # noqa: E741  the paper's letter
+    l: Array
     o: Array
 
     @classmethod
@@ -136,7 +137,7 @@ def stream_k_schedule(tiles: Sequence[int], workers: int) -> list[Piece]:
     total, ends = sum(tiles), np.cumsum([0, *tiles]).tolist()
     cuts = sorted({*ends, *(w * total // workers for w in range(workers + 1))})
     pieces, head, worker = [], 0, 0
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         while ends[head + 1] <= start:
             head += 1
         while (worker + 1) * total // workers <= start:

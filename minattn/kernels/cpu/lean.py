@@ -74,7 +74,7 @@ def gather(p, v, o):
 
 
 @njit(error_model="numpy", fastmath=SUMS)
-def take_in(q, k, v, s, m, l, o):  # noqa: E741
+def take_in(q, k, v, s, m, l, o):
     """The state (m, l, o) of G queries takes in a tile of keys; s (G, keys) is scratch."""
     score(q, k, s)
     soften(s, m, l, o)
@@ -82,7 +82,7 @@ def take_in(q, k, v, s, m, l, o):  # noqa: E741
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def states(q, k, v, counts, pieces, starts, tile, m, l, o):  # noqa: E741
+def states(q, k, v, counts, pieces, starts, tile, m, l, o):
     """The state of every piece: rows `starts[w]` … `starts[w + 1]` of `pieces` are a worker's."""
     Hk, G = q.shape[1], q.shape[2]
     for w in prange(len(starts) - 1):
