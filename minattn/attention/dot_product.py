@@ -21,6 +21,7 @@ import numpy as np
 
 from minattn.autograd import logsumexp, namespace, primitive, reshape, where
 from minattn.autograd.engine import Array, Operand, raw
+from minattn.kernels.dispatch import compiled
 from minattn.kernels.flash import Plan, attend, tiles_serve
 
 from .masks import MaskMod, block_mask, fitting, indices, mask_array
@@ -100,7 +101,8 @@ def attention(q: Operand, k: Operand, v: Operand, *, score_mod: ScoreMod | None 
         raise ValueError(f"return_lse: the softmax alone has a log-sum-exp, got normalizer={normalizer!r}")
     shape, scale = _checked(q, k, v, scale)
     plain = normalizer == "softmax" and score_mod is None and not return_weights
-    if bias is None and not return_weights and _large(shape, score_mod) and normalizer in _TILED:
+    if bias is None and not return_weights and _large(shape, score_mod) and normalizer in _TILED and compiled(
+            *map(raw, (q, k, v))):
         plan = _plan(shape, score_mod, mask_mod, normalizer, scale)
         if tiles_serve(q, k, v, plan):
             return attend(q, k, v, plan, return_lse)

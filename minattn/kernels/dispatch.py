@@ -1,8 +1,12 @@
-"""Which form of a kernel runs: compiled by Numba where that is installed and the array fits, else NumPy's."""
+"""Which form of a kernel runs: compiled by Numba where that is installed and the array fits, else NumPy's.
+
+Compiled forms have no derivatives of derivatives; `recorded` takes them of the NumPy form.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import threading
 import warnings
@@ -11,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from minattn.autograd.engine import Array
+from minattn.autograd import grad, reshape
+from minattn.autograd.engine import Array, Operand, Tensor
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -54,6 +59,12 @@ def _interpreted() -> bool:
     return bool(numba.config.DISABLE_JIT)
 
 
+@functools.cache
+def have_blas() -> bool:
+    """Whether compiled loops can call BLAS, which Numba finds in SciPy; an interpreted loop cannot."""
+    return importlib.util.find_spec("scipy") is not None and not _interpreted()
+
+
 _one_at_a_time = threading.Lock()
 
 
@@ -61,3 +72,12 @@ def launch(kernel: Callable, *args: Any) -> None:
     """Run a compiled kernel; one at a time, since Numba's work queue must not be entered by two threads."""
     with _one_at_a_time:
         kernel(*args)
+
+
+def recorded(f: Callable, g: Operand, *args: Operand) -> tuple:
+    """gᵀ ∂f/∂arg for each arg that wants it, else None; recorded, so that it can be differentiated again."""
+    wanted = [isinstance(x, Tensor) and x.requires_grad for x in args]
+    apart = [reshape(x, x.shape) for x in args]  # one tensor may come as several arguments
+    inputs = [x for x, w in zip(apart, wanted, strict=True) if w]
+    found = iter(grad([f(*apart)], inputs, [g], create_graph=True, allow_unused=True))
+    return tuple(next(found) if w else None for w in wanted)

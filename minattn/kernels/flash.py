@@ -23,7 +23,6 @@ where no compiler does, and gives derivatives of derivatives.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from minattn.autograd import grad, logsumexp, namespace, primitive, relu, reshape, sigmoid, softmax, where
+from minattn.autograd import logsumexp, namespace, primitive, relu, reshape, sigmoid, softmax, where
 from minattn.autograd.engine import Array, Operand, Tensor, is_grad_enabled, raw
 
 from .blocks import BlockMask
-from .dispatch import compiled, launch
+from .dispatch import compiled, have_blas, launch, recorded
 
 __all__ = ["BlockMask", "flash_attention"]
 
@@ -126,7 +125,7 @@ def _recording(*xs: Operand) -> bool:
 def tiles_serve(q: Operand, k: Operand, v: Operand, plan: Plan) -> bool:
     """Whether the compiled loops serve: NumPy's floats, something to multiply, a score_mod for Numba."""
     arrays = raw(q), raw(k), raw(v)
-    if not all(x.shape[-1] for x in arrays) or not compiled(*arrays) or not _have_blas():
+    if not all(x.shape[-1] for x in arrays) or not compiled(*arrays) or not have_blas():
         return False
     if plan.score_mod is None:
         return True
@@ -134,16 +133,6 @@ def tiles_serve(q: Operand, k: Operand, v: Operand, plan: Plan) -> bool:
 
     needed = (False, True) if _recording(q, k, v) else (False,)
     return all(tile_function(plan.score_mod, arrays[0].dtype, gradient) is not None for gradient in needed)
-
-
-@functools.cache
-def _have_blas() -> bool:
-    """The compiled loops call BLAS through SciPy, and functions by address: not with NUMBA_DISABLE_JIT."""
-    import importlib.util
-
-    import numba
-
-    return importlib.util.find_spec("scipy") is not None and not numba.config.DISABLE_JIT
 
 
 # --- all scores at once -----------------------------------------------------------------------------------
@@ -202,7 +191,7 @@ def _tiled_attention(q: Array, k: Array, v: Array, /, plan: Plan) -> tuple[np.nd
 
 def _d_tiled_attention(g, out, q, k, v, plan, saved):
     if saved is None:
-        return _recorded(lambda *x: dense_attention(*x, plan, False)[0], g, q, k, v)
+        return recorded(lambda *x: dense_attention(*x, plan, False)[0], g, q, k, v)
     return _backward(q, k, v, plan, g, saved, (g * out).sum(-1))
 
 
@@ -212,19 +201,10 @@ def _tiled_lse(q: Array, k: Array, /, plan: Plan) -> tuple[np.ndarray, np.ndarra
 
 def _d_tiled_lse(g, out, q, k, plan, saved):
     if saved is None:
-        return _recorded(lambda *x: dense_attention(*x, k, plan)[1], g, q, k)
+        return recorded(lambda *x: dense_attention(*x, k, plan)[1], g, q, k)
     # ∂ lse_i / ∂ s_ij = P_ij: no cotangent of the output, and −g in the place of δ.
     nothing = np.zeros((*q.shape[:3], 1), q.dtype)
     return _backward(q, k, k[..., :1], plan, nothing, saved, -g)[:2]
-
-
-def _recorded(f: Callable, g: Operand, *args: Operand) -> tuple:
-    """The derivative of f, recorded so that it can be differentiated again."""
-    wanted = [isinstance(x, Tensor) and x.requires_grad for x in args]
-    apart = [reshape(x, x.shape) for x in args]  # one tensor may come as q, k and v
-    inputs = [x for x, w in zip(apart, wanted, strict=True) if w]
-    found = iter(grad([f(*apart)], inputs, [g], create_graph=True))
-    return tuple(next(found) if w else None for w in wanted)
 
 
 tiled_attention = primitive(_tiled_attention, _d_tiled_attention, saves=True)

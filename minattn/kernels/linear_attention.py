@@ -36,9 +36,8 @@ import numpy as np
 from minattn.autograd import cat, namespace, primitive, reshape, solve, tril, unsqueeze
 from minattn.autograd.engine import Array, Operand, raw
 
-from .dispatch import compiled, launch
-from .flash import _have_blas
-from .scan import apart, check_floats, check_shape, linear_scan, recorded, side_by_side
+from .dispatch import compiled, have_blas, launch, recorded
+from .scan import apart, check_floats, check_shape, linear_scan, side_by_side
 
 __all__ = ["delta_rule", "linear_attention", "naive_delta_rule", "naive_linear_attention"]
 
@@ -155,7 +154,7 @@ def _run(q: Operand, k: Operand, v: Operand, beta: Operand | None, decay: Operan
     delta, chunk = beta is not None, max(min(chunk, N), 1)
     beta = decay if beta is None else beta
     large = B * H * N * D * Dv > SMALL
-    if large and compiled(*map(raw, (q, k, v, decay, beta, state))) and _have_blas():
+    if large and compiled(*map(raw, (q, k, v, decay, beta, state))) and have_blas():
         flat = chunked(q, k, v, decay, beta, state, chunk=chunk, delta=delta)
         out, last = apart(flat, (B, H, N, Dv), (B, H, D, Dv))
     else:

@@ -20,8 +20,8 @@ import numpy as np
 from minattn.autograd import cat, irfft, namespace, primitive, rfft
 from minattn.autograd.engine import Array, Operand, raw
 
-from .dispatch import compiled, launch
-from .scan import check_floats, check_shape, recorded
+from .dispatch import compiled, launch, recorded
+from .scan import check_floats, check_shape
 
 __all__ = ["long_conv", "naive_causal_conv", "short_conv"]
 

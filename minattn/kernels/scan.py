@@ -17,16 +17,15 @@ The compiled loops are in `cpu/scan.py`; elsewhere NumPy takes the positions one
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from minattn.autograd import cat, einsum, exp, expand, flip, grad, namespace, primitive, reshape, unsqueeze
+from minattn.autograd import cat, einsum, exp, expand, flip, namespace, primitive, reshape, unsqueeze
 from minattn.autograd.elementwise import dual
-from minattn.autograd.engine import Array, Operand, Tensor, raw
+from minattn.autograd.engine import Array, Operand, raw
 
-from .dispatch import compiled, launch
+from .dispatch import compiled, launch, recorded
 
 __all__ = ["linear_scan", "naive_linear_scan", "naive_selective_scan", "selective_scan"]
 
@@ -63,15 +62,6 @@ def naive_selective_scan(x: Array, dt: Array, A: Array, B: Array, C: Array, skip
 
 
 # --- what several kernels need ----------------------------------------------------------------------------
-
-def recorded(f: Callable, g: Operand, *args: Operand) -> tuple:
-    """gᵀ ∂f/∂arg for each arg that wants it, else None; recorded, so that it can be differentiated again."""
-    wanted = [isinstance(x, Tensor) and x.requires_grad for x in args]
-    apart = [reshape(x, x.shape) for x in args]  # one tensor may come as several arguments
-    inputs = [x for x, w in zip(apart, wanted, strict=True) if w]
-    found = iter(grad([f(*apart)], inputs, [g], create_graph=True, allow_unused=True))
-    return tuple(next(found) if w else None for w in wanted)
-
 
 def side_by_side(dtype: Any, *shapes: tuple[int, ...]) -> tuple[Array, list[Array]]:
     """One flat array, and views of it of these shapes: a primitive has one result."""

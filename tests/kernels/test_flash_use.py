@@ -18,7 +18,7 @@ from minattn.attention import (
     sliding_window,
 )
 from minattn.autograd import Tensor, grad
-from minattn.kernels import blocks, flash
+from minattn.kernels import blocks, dispatch, flash
 from minattn.kernels.flash import BlockMask, flash_attention
 from minattn.testing import check_causal, check_grads
 from tests.kernels import loops
@@ -279,11 +279,11 @@ def test_without_scipy(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else find(name))
     arrays = inputs(1, 1, 1, 3, 3, 2, 2)[:3]
-    flash._have_blas.cache_clear()
+    dispatch.have_blas.cache_clear()
     try:
         assert not flash.tiles_serve(*arrays, flash.Plan(1.0))
     finally:
-        flash._have_blas.cache_clear()
+        dispatch.have_blas.cache_clear()
     monkeypatch.undo()
     assert flash.tiles_serve(*arrays, flash.Plan(1.0))
 
