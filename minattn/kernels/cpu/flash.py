@@ -53,7 +53,7 @@ def raise_tops(s, top):
 
 @njit(error_model="numpy", fastmath=SUMS)
 def soften(s, top, total, o):
-    """`soften_reference` of `flash.py`."""
+    """S ← exp(S − m), with m, l (here `top`, `total`) and o brought up to date; see `flash.py`."""
     before = top.copy()
     raise_tops(s, top)
     zero = s.dtype.type(0)
