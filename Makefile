@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book serve page test claims train trained models bench gpu-test lint mutants check-book clean
+.PHONY: help book serve page test claims train trained models kernels bench gpu-test lint mutants check-book clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -37,7 +37,7 @@ help: ## show this list
 	@touch $@
 
 # ---- the book -------------------------------------------------------------------------------------------------------
-book: trained models ## set up, train, execute and build everything, and open the book
+book: trained models kernels ## set up, train, execute and build everything, and open the book
 	@$(BUILD) $(if $(CI),--no-open)
 
 page: .venv/.book ## execute and build one page: make page PAGE=chapters/attention/index.md
@@ -58,6 +58,9 @@ trained: .venv/.book
 
 models: .venv/.book
 	@$(PY) -m minattn.transformer.pretrained
+
+kernels: .venv/.book
+	@$(PY) -m minattn.kernels
 
 train: .venv/.book ## train the transformer of the book afresh
 	@$(PY) -m $(subst /,.,$(TRAINING:.py=))
