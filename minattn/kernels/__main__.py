@@ -27,7 +27,8 @@ def main() -> None:
         lean_attention_decode(x[:, :, :1], x, x)
         leaves = [Tensor(x, requires_grad=True) for _ in range(3)]
         flash_attention(*leaves).backward(x)
-    print(f"[kernels] attention, forward and backward: compiled or found in {time.perf_counter() - start:.1f} s")
+    took = time.perf_counter() - start
+    print(f"[kernels] attention, forward and backward: compiled or found in {took:.1f} s")
 
 
 if __name__ == "__main__":
