@@ -9,6 +9,7 @@ proportion to the distance. The latter two are a `PositionEncoding`, which `Mult
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,6 +130,21 @@ def _d_rotated(g, out, x, cos, sin, interleaved):
 rotated = primitive(_rotated, _d_rotated)
 
 
+def _start_of_run(positions: Array) -> int | None:
+    """p if `positions` are p, p + 1, p + 2, …, as they are in most calls."""
+    positions = np.asarray(positions)
+    if positions.ndim != 1 or len(positions) == 0 or (np.diff(positions) != 1).any():
+        return None
+    return positions[0].item()
+
+
+@lru_cache(maxsize=4)
+def _turns(theta: bytes, start: int, count: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines (count, D/2) of the angles from position `start` on: the same in every layer."""
+    angles = np.arange(start, start + count)[:, None] * np.frombuffer(theta)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
 class RoPEScaling(NamedTuple):
     """Slower angles, for texts longer than those of the first training.
 
@@ -199,8 +215,11 @@ class RoPE(PositionEncoding):
         if x.shape[-1] < self.dim:
             raise ValueError(f"x: expected at least dim={self.dim} features, got shape {x.shape}")
         xp = namespace(x)
-        angles = xp.asarray(positions)[..., None] * xp.asarray(self.theta)
-        cos, sin = xp.cos(angles).astype(x.dtype), xp.sin(angles).astype(x.dtype)
+        if xp is np and (start := _start_of_run(positions)) is not None:
+            cos, sin = _turns(self.theta.tobytes(), start, len(positions), x.dtype.str)
+        else:
+            angles = xp.asarray(positions)[..., None] * xp.asarray(self.theta)
+            cos, sin = xp.cos(angles).astype(x.dtype), xp.sin(angles).astype(x.dtype)
         return rotated(x, cos=cos, sin=sin, interleaved=self.interleaved)
 
 

@@ -300,3 +300,18 @@ def test_mistakes():
         np.arange(2),
     )
     refused("H: expected at least one head, got 0", alibi_slopes, 0)
+
+
+@pytest.mark.parametrize("positions", [
+    [0, 1, 2, 3], [7, 8, 9, 10], [7], [3, 2, 1, 0], [0, 1, 3, 4], [5, 5, 5, 5], [-2, -1, 0, 1],
+    [0.5, 1.5, 2.5, 3.5]])
+def test_rope_of_runs_and_of_scattered_positions(positions):
+    """Angles of neighbouring positions are kept from call to call; they are those of any positions."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, len(positions), 8))
+    for base, dim in ((10000.0, 8), (100.0, 6), (100.0, 8)):
+        for dtype in (np.float64, np.float32, np.float64):
+            got = RoPE(dim, base).rotate(x.astype(dtype), np.array(positions))
+            want = np.concatenate([naive_rope(x[..., :dim], positions, base), x[..., dim:]], -1)
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 if dtype == np.float32 else 1e-12)
