@@ -11,6 +11,8 @@ PIP := $(PY) -m pip --disable-pip-version-check install
 DOTS := awk '/^Collecting/ { printf "."; fflush() } /^Installing collected/ { printf " installing"; fflush() } END { print "" }'
 BUILD := PYTHONPATH=book/_ext:. $(PY) -m minattn_book.build
 TRAINING := minattn/experiments/transformer/shakespeare.py
+# Idle threads of BLAS would spin for 2^26 cycles beside our kernels; `import minattn` says so too, if it comes first.
+export OPENBLAS_THREAD_TIMEOUT ?= 16
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 help: ## show this list

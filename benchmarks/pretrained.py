@@ -37,6 +37,7 @@ class Ours:
     """A model of minattn."""
 
     def __init__(self, weights: str) -> None:
+        import minattn  # noqa: F401, I001  before NumPy: it tells BLAS how long its idle threads may spin
         import numpy as np
         import tokenizers  # noqa: F401
 
