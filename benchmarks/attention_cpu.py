@@ -42,6 +42,7 @@ def interleaved(calls: Calls, repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(-1, repeats):
         for name, call in calls.items():
+            time.sleep(0.02)  # until the idle threads of whoever came before have stopped spinning
             start = time.perf_counter()
             call()
             if repeat >= 0:
