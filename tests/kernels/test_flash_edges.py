@@ -1,4 +1,4 @@
-"""Tiled attention and its dense form at the edges: no keys at all, and the log-sum-exp in single precision."""
+"""Tiled attention and its dense form at the edges: no keys, and the log-sum-exp in single precision."""
 
 import numpy as np
 import pytest
