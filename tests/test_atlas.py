@@ -179,8 +179,7 @@ def test_built_in_another_chapter_does_not_count(tree):
 
 def test_papers_of_chapter_kernels_may_be_built_in_the_package_above_the_models(tmp_path):
     paper = next(p for p in papers() if p.chapter == "kernels")
-    body = f"PAPERS = ({paper.number},)\n"
-    body += "".join(f"def {name}():\n    {DOC}\n" for name in paper.names)
+    body = f"PAPERS = ({paper.number},)\n" + "".join(f"def {n}():\n    {DOC}\n" for n in paper.names)
     for folder, counts in (("kernels", True), ("inference", True), ("transformer", False)):
         path = tmp_path / folder
         write(path, f"minattn/{folder}/loads.py", body)
