@@ -1,0 +1,1 @@
+"""Inference: what runs whole models fast, counted and proved equal to the plain run."""
