@@ -182,6 +182,8 @@ class ContinuousBatcher:
     ----------
     log : list of Iteration
         What has been done so far; its length is the number of iterations.
+    peak : int
+        The most bytes that the caches of all seated requests had at once.
 
     Examples
     --------
@@ -203,6 +205,7 @@ class ContinuousBatcher:
         self.seated: list[_Request] = []
         self.finished: dict[int, np.ndarray] = {}
         self.log: list[Iteration] = []
+        self.peak = 0
 
     def submit(self, ids: Sequence[int], max_new: int) -> int:
         """Queue a prompt for up to `max_new` tokens; returns the number of the request.
@@ -238,6 +241,7 @@ class ContinuousBatcher:
         self.seated = old + new
         self.log.append(Iteration(read, tuple(len(r.ids) - 1 for r in old),
                                   tuple(r.number for r in self.seated)))
+        self.peak = max(self.peak, self.memory)
         return self._retire()
 
     def _retire(self) -> list[int]:

@@ -241,11 +241,11 @@ class RooflineModel:
         entries = self.config.vocab * self.config.d_model
         return Work(2 * entries * whole("rows", rows), entries * self.weight_bytes)
 
-    def extend(self, lengths: Sequence[int], new: Sequence[int], every: bool = False) -> Work:
-        """The whole model: all blocks, and the logits of the last position, or of `every` new one."""
+    def extend(self, lengths: Sequence[int], new: Sequence[int], rows: int | None = None) -> Work:
+        """The whole model: all blocks, and logits of `rows` positions, by default each sequence's last."""
         block, L = self.block(lengths, new), self.config.layers
         blocks = Work(L * block.flops, L * block.weight_bytes, L * block.cache_bytes)
-        return blocks + self.head(sum(new) if every else len(new))
+        return blocks + self.head(len(new) if rows is None else rows)
 
     def prefill(self, lengths: Sequence[int]) -> Work:
         """Whole prompts, and the first token of each: 2 P N + 4 N² H d a block."""

@@ -31,7 +31,7 @@ from .paging import rewind
 
 PAPERS = (162,)
 
-__all__ = ["Round", "Speculated", "acceptance_rate", "naive_speculative_law", "residual_law",
+__all__ = ["Pass", "Round", "Speculated", "acceptance_rate", "naive_speculative_law", "residual_law",
            "speculative_decode", "speculative_law", "tokens_per_pass", "verify"]
 
 
@@ -124,18 +124,27 @@ def _laws(p: Array, q: Array) -> tuple[np.ndarray, np.ndarray]:
 # --- whole texts --------------------------------------------------------------------------------------------
 
 class Round(NamedTuple):
-    """One pass of the target: length of the text with the guesses, how many, and how many were right."""
+    """How many tokens were guessed before one pass of the target, and how many of them were right."""
 
-    length: int
     guessed: int
     accepted: int
 
 
+class Pass(NamedTuple):
+    """What a model read: the length of the text then, how many of its tokens were new, rows of logits."""
+
+    length: int
+    new: int
+    rows: int
+
+
 class Speculated(NamedTuple):
-    """A text, ids (N + new,), and the rounds that it took."""
+    """A text, ids (N + new,), the rounds that it took, and all passes of both models."""
 
     ids: np.ndarray
     rounds: list[Round]
+    target: list[Pass]
+    draft: list[Pass]
 
     @property
     def acceptance(self) -> float:
@@ -149,11 +158,13 @@ class _Reader:
 
     def __init__(self, model: GPT, caches: list[KVCache], temperature: float | None) -> None:
         self.model, self.caches, self.temperature = model, caches, temperature
+        self.passes: list[Pass] = []
 
     def laws(self, ids: list[int], last: int) -> np.ndarray:
         """Next-token laws (last, V) after each of the last positions of the text."""
+        unread = np.array([ids[self.caches[0].length :]])
+        self.passes.append(Pass(len(ids), unread.size, last))
         with no_grad():
-            unread = np.array([ids[self.caches[0].length :]])
             hidden = self.model.hidden(unread, caches=self.caches)[:, -last:]
             logits = np.asarray(raw(self.model.head(hidden))[0], np.float64)
         if self.temperature is None:
@@ -211,7 +222,7 @@ def speculative_decode(target: GPT, draft: GPT, ids: Sequence[int], max_new: int
     while len(text) < end:
         text, done = _round(reader, guesser, text, min(lookahead, end - len(text) - 1), rng)
         rounds.append(done)
-    return Speculated(np.array(text), rounds)
+    return Speculated(np.array(text), rounds, reader.passes, guesser.passes)
 
 
 def _round(target: _Reader, draft: _Reader, text: list[int], guesses: int, rng: np.random.Generator | None
@@ -233,4 +244,4 @@ def _round(target: _Reader, draft: _Reader, text: list[int], guesses: int, rng: 
         kept.append(_drawn(p[guesses], rng))
     for reader in (target, draft):
         reader.keep(len(kept) - 1)  # the last token has been read by nobody
-    return kept, Round(len(guessed), guesses, right)
+    return kept, Round(guesses, right)

@@ -219,7 +219,7 @@ def test_distillation_and_its_gradient_equal_the_loops(shape, T):
     want, slope = naive_distillation_loss(z.reshape(-1, shape[-1]), t.reshape(-1, shape[-1]), T)
     student, teacher = Tensor(z, requires_grad=True), Tensor(t, requires_grad=True)
     loss = distillation_loss(student, teacher, temperature=T)
-    assert want > 0.1 and float(loss.data) == pytest.approx(want, rel=1e-12)
+    assert want > 0.01 and float(loss.data) == pytest.approx(want, rel=1e-12)
     (got,) = grad(loss, [student], np.array(1.7), retain_graph=True)
     np.testing.assert_allclose(got.data, 1.7 * slope.reshape(shape), rtol=1e-10, atol=1e-13)
     loss.backward()

@@ -47,7 +47,7 @@ def test_counters_equal_the_formulas_exactly(heads, kv_heads, tied):
         np.testing.assert_allclose(logits[0][0], model([[*prompts[0], 7]]).data[0, -1], rtol=1e-10)
     meter = Meter()
     logits = counted_llama([[1, 4, 4], [3], [5, 6]], state, config, meter, held, every=True)
-    assert counted(meter) == costs.extend([9, 3, 6], [3, 1, 2], every=True)
+    assert counted(meter) == costs.extend([9, 3, 6], [3, 1, 2], rows=6)
     with no_grad():
         whole = model([[*prompts[2], 2, 5, 6]]).data[0]
     np.testing.assert_allclose(logits[2], whole[-2:], rtol=1e-10, atol=1e-10)
@@ -79,11 +79,11 @@ def test_the_block_agrees_with_the_count_of_a_forward_pass():
     """`transformer.count` knows a whole forward pass, with logits everywhere."""
     for N in (1, 7, 64):
         theirs = count(SMOLLM2, N, batch=3, dtype=np.float16)
-        mine = RooflineModel(SMOLLM2, **UNIT).extend([N] * 3, [N] * 3, every=True)
+        mine = RooflineModel(SMOLLM2, **UNIT).extend([N] * 3, [N] * 3, rows=3 * N)
         assert mine.flops == sum(theirs.flops.values())
         assert mine.cache_bytes == theirs.bytes["KV cache"]
     gpt2 = Config(vocab=50, context=16, layers=3, heads=2, d_model=8)
-    mine = RooflineModel(gpt2, **UNIT).extend([16], [16], every=True)
+    mine = RooflineModel(gpt2, **UNIT).extend([16], [16], rows=16)
     assert mine.flops == sum(count(gpt2).flops.values())
 
 

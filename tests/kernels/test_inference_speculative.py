@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from minattn.autograd import no_grad
 from minattn.inference.paging import BlockPool, PagedKVCache
 from minattn.inference.speculative import (
+    Pass,
     Round,
     Speculated,
     acceptance_rate,
@@ -99,15 +100,18 @@ def test_greedy_texts_are_the_targets_whatever_the_draft(make, lookahead):
             assert len(found.rounds) == -(-20 // (lookahead + 1))
 
 
-def test_rounds():
+def test_rounds_and_passes():
     target = llama(seed=0)
     found = speculative_decode(target, target, [1, 2], 7, lookahead=3)
-    assert found.rounds == [Round(5, 3, 3), Round(8, 2, 2)]
-    assert speculative_decode(target, target, [1, 2], 1).rounds == [Round(2, 0, 0)]
-    assert speculative_decode(target, target, [1, 2], 1).acceptance == 0
+    assert found.rounds == [Round(3, 3), Round(2, 2)]
+    assert found.target == [Pass(5, 5, 4), Pass(8, 3, 3)]
+    assert found.draft == [Pass(2, 2, 1), Pass(3, 1, 1), Pass(4, 1, 1), Pass(6, 2, 1), Pass(7, 1, 1)]
+    one = speculative_decode(target, target, [1, 2], 1)
+    assert one.rounds == [Round(0, 0)] and one.target == [Pass(2, 2, 1)] and one.draft == []
+    assert one.acceptance == 0
     nothing = speculative_decode(target, target, [1, 2], 0)
     assert nothing.ids.tolist() == [1, 2] and nothing.rounds == []
-    assert Speculated(np.zeros(1), [Round(5, 4, 1), Round(5, 4, 2)]).acceptance == 3 / 8
+    assert Speculated(np.zeros(1), [Round(4, 1), Round(4, 2)], [], []).acceptance == 3 / 8
 
 
 def near(model, size, seed=9):
