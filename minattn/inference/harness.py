@@ -229,8 +229,8 @@ class InferenceHarness:
         switches = Switches() if switches is None else switches
         lengths = [whole(f"max_new[{r}]", n) for r, n in enumerate(max_new)]
         if not prompts or len(prompts) != len(lengths):
-            raise ValueError(f"max_new: expected a number for each of at least one prompt, got {len(lengths)} "
-                             f"for {len(prompts)} prompts")
+            raise ValueError("max_new: expected a number for each of at least one prompt, got "
+                             f"{len(lengths)} for {len(prompts)} prompts")
         model = self.decoder(switches.kv_heads, switches.weights)
         tally = _Tally(self.costs_of(model, switches.weights), switches.attention == "naive")
         draft = self.draft if switches.speculative else None  # made before the clock starts

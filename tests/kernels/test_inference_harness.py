@@ -12,6 +12,7 @@ from minattn.inference.batching import continuous_iterations, static_iterations
 from minattn.inference.harness import InferenceHarness, Report, Switches
 from minattn.inference.roofline import Meter, RooflineModel, Work, counted_llama, naive_greedy
 from minattn.inference.variants import calibrate, convert_kv_heads, prune_model, quantize_model, smooth_model
+from minattn.kernels.flash import COLUMNS, ROWS
 from minattn.transformer import generate
 
 from .decoders import VOCAB, llama
@@ -73,7 +74,7 @@ def test_scores_in_tiles_give_the_same_tokens(monkeypatch):
     assert reports["tiled"].work == reports["naive"].work
     assert reports["naive"].score_bytes == 4 * 150 * 150 * 8
     long = harness(llama(context=512)).run([rng.integers(0, VOCAB, 200).tolist()], [1])
-    assert long.score_bytes == 4 * 128 * 256 * 8
+    assert long.score_bytes == 4 * ROWS * COLUMNS * 8 < 4 * 200 * 200 * 8
 
 
 def test_naive_attention_forms_all_weights_and_leaves_no_listener(monkeypatch):
@@ -116,7 +117,8 @@ def test_work_is_what_the_loops_count(texts):
 
 def test_work_of_continuous_batching():
     costs = RooflineModel(llama().config, peak=1, bandwidth=1, weight_bytes=8, cache_bytes=8)
-    report = harness().run([[1, 2], [3], [4, 5, 6]], [3, 1, 2], Switches(batching="continuous", cache="paged"))
+    switches = Switches(batching="continuous", cache="paged")
+    report = harness().run([[1, 2], [3], [4, 5, 6]], [3, 1, 2], switches)
     want = costs.prefill([2]) + costs.prefill([1]) + costs.prefill([3]) + costs.decode([3])
     assert report.work == want + costs.decode([4, 4]) and report.iterations == 3
     assert report.cache_bytes == 2 * 2 * 16 * 2 * 2 * 4 * 8  # two requests, two blocks of the model
@@ -197,14 +199,14 @@ def test_switches_that_do_not_exist_or_go_together():
         with pytest.raises(ValueError, match=r"^cache: expected contiguous or paged with"):
             Switches(cache="none", **some)
     for batching in ("static", "continuous"):
-        with pytest.raises(ValueError, match=rf"^batching: expected single with speculation, got '{batching}'"):
+        with pytest.raises(ValueError, match=rf"^batching: expected single with .*, got '{batching}'"):
             Switches(speculative=True, batching=batching)
 
 
 def test_bad_input():
     tested = harness(calibration=None)
     for weights in ("smoothquant", "wanda"):
-        with pytest.raises(ValueError, match=rf"^calibration: expected ids for weights='{weights}', got None"):
+        with pytest.raises(ValueError, match=rf"^calibration: expected ids for weights='{weights}'"):
             tested.run([[1]], [1], Switches(weights=weights))
     for prompts, lengths in (([], []), ([[1]], [1, 2])):
         with pytest.raises(ValueError, match=r"^max_new: expected a number for each of at least one prompt"):
