@@ -45,7 +45,9 @@ def simulate_batching(lengths: Sequence[int], slots: int, continuous: bool) -> l
 
     lengths[r] is the number of tokens that request r produces, one an iteration; all wait from the start.
     """
-    waiting, left, seated, found = deque(range(len(lengths))), list(lengths), [], []
+    waiting, left = deque(range(len(lengths))), list(lengths)
+    seated: list[int] = []
+    found: list[list[int]] = []
     while waiting or seated:
         if continuous or not seated:
             while waiting and len(seated) < slots:
@@ -225,7 +227,8 @@ class ContinuousBatcher:
 
     def step(self) -> list[int]:
         """One iteration: a token for each seat. Returns the numbers of the requests that are done with it."""
-        old, new = list(self.seated), []
+        old: list[_Request] = list(self.seated)
+        new: list[_Request] = []
         while self.waiting and len(old) + len(new) < self.slots:
             new.append(self.waiting.popleft())
         read = tuple(len(r.ids) for r in new)

@@ -88,7 +88,7 @@ class Int8Weight:
     @property
     def shape(self) -> tuple[int, int]:
         """(R, K)."""
-        return self.values.shape  # type: ignore[return-value]
+        return self.values.shape
 
     @property
     def nbytes(self) -> int:
@@ -262,10 +262,14 @@ def _without_lowest(scores: Array, w: Array, sparsity: float) -> np.ndarray:
     """w with the share `sparsity` of each row that has the lowest scores set to 0."""
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity: expected a number in [0, 1], got {sparsity}")
-    out = w.copy()
-    lowest = np.argsort(scores, axis=1, kind="stable")[:, : int(sparsity * w.shape[1])]
-    np.put_along_axis(out, lowest, 0, axis=1)
-    return out
+    n = int(sparsity * w.shape[1])
+    if n == 0:
+        return w.copy()
+    edge = np.partition(scores, n - 1, axis=1)[:, n - 1 : n]
+    at_edge = scores == edge
+    left = n - (scores < edge).sum(1, keepdims=True)
+    dropped = (scores < edge) | (at_edge & (at_edge.cumsum(1) <= left))  # of equal ones the earlier
+    return np.where(dropped, w.dtype.type(0), w)
 
 
 # --- distillation -------------------------------------------------------------------------------------------

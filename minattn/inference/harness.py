@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -243,7 +245,7 @@ class InferenceHarness:
 
     def _generate(self, model: GPT, prompts: Sequence, lengths: list[int], switches: Switches, tally: _Tally,
                   draft: tuple[GPT, str] | None) -> tuple[list[np.ndarray], float]:
-        new_caches = _maker(model, switches.cache)
+        new_caches: Any = _maker(model, switches.cache)
         if draft is not None:
             return self._speculative(model, draft, prompts, lengths, new_caches, tally)
         if switches.batching == "continuous":
@@ -275,7 +277,7 @@ class InferenceHarness:
         for prompt, n in zip(prompts, lengths, strict=True):
             caches = new_caches()
             found = speculative_decode(model, draft[0], prompt, n, lookahead=self.lookahead,
-                                       new_caches=lambda caches=caches: caches)
+                                       new_caches=partial(list, caches))
             texts.append(found.ids)
             for costs, passes in ((tally.costs, found.target), (cheap, found.draft)):
                 for p in passes:

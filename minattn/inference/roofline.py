@@ -87,32 +87,38 @@ def counted_llama(new: Sequence[Sequence[int]], state: Mapping[str, Array], conf
 
 def _counted_block(x: list, state: Mapping[str, Array], config: Config, meter: Meter, kept: list[tuple],
                    s: int, layer: int) -> list:
-    H, d, group, at = config.heads, config.d_head, config.heads // config.n_kv_heads, f"blocks.{layer}"
-    start, queries = len(kept), []
+    d, at, start = config.d_head, f"blocks.{layer}", len(kept)
+    queries, out = [], []
     for i, row in enumerate(x):
-        h = _norm(row, state[f"{at}.norm1.weight"], config)
-        q, k, v = (_split(_linear(h, state, f"{at}.attn.{c}_proj", meter), d) for c in "qkv")
+        normed = _norm(row, state[f"{at}.norm1.weight"], config)
+        q, k, v = (_split(_linear(normed, state, f"{at}.attn.{c}_proj", meter), d) for c in "qkv")
         queries.append([_turned(head, start + i, config) for head in q])
         kept.append(([_turned(head, start + i, config) for head in k], v))
-    out = []
     for i, row in enumerate(x):
-        mixed: list[float] = []
-        for h in range(H):
-            g = h // group
-            scores = [meter.dot(queries[i][h], k[g], meter.cache, "k", s, layer, j, g) / math.sqrt(d)
-                      for j, (k, _) in enumerate(kept)]
-            seen = scores[: start + i + 1]
-            a = [math.exp(t - max(seen)) for t in seen] + [0.0] * (len(scores) - len(seen))
-            for e in range(d):
-                column = [v[g][e] for _, v in kept]
-                mixed.append(meter.dot(a, column, meter.cache, "v", s, layer, g, e) / math.fsum(a))
-        mixed = _linear(mixed, state, f"{at}.attn.out_proj", meter)
+        heads = _counted_heads(queries[i], start + i, kept, config, meter, (s, layer))
+        mixed = _linear(heads, state, f"{at}.attn.out_proj", meter)
         middle = [r + m for r, m in zip(row, mixed, strict=True)]
-        h = _norm(middle, state[f"{at}.norm2.weight"], config)
-        gate, up = (_linear(h, state, f"{at}.mlp.{name}", meter) for name in ("gate", "up"))
+        normed = _norm(middle, state[f"{at}.norm2.weight"], config)
+        gate, up = (_linear(normed, state, f"{at}.mlp.{name}", meter) for name in ("gate", "up"))
         hidden = [z / (1 + math.exp(-z)) * u for z, u in zip(gate, up, strict=True)]
         down = _linear(hidden, state, f"{at}.mlp.down", meter)
         out.append([m + f for m, f in zip(middle, down, strict=True)])
+    return out
+
+
+def _counted_heads(queries: list[list[float]], i: int, kept: list[tuple], config: Config, meter: Meter,
+                   place: tuple[int, int]) -> list[float]:
+    """The heads of the query at position i side by side; keys after it are multiplied, then hidden."""
+    out = []
+    for h, q in enumerate(queries):
+        g = h * config.n_kv_heads // config.heads
+        scores = [meter.dot(q, k[g], meter.cache, "k", *place, j, g) / math.sqrt(config.d_head)
+                  for j, (k, _) in enumerate(kept)]
+        largest = max(scores[: i + 1])
+        a = [math.exp(t - largest) if j <= i else 0.0 for j, t in enumerate(scores)]
+        for e in range(config.d_head):
+            column = [v[g][e] for _, v in kept]
+            out.append(meter.dot(a, column, meter.cache, "v", *place, g, e) / math.fsum(a))
     return out
 
 

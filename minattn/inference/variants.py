@@ -110,12 +110,13 @@ def quantize_model(model: GPT, *, round_inputs: bool = False) -> GPT:
         Also round what the blocks' matrices read, each token by itself.
     """
     out = _copy(model, _state(model))
-    for name in _linears(out):
-        owner, _, part = name.rpartition(".")
-        layer = getattr(out.get_submodule(owner), part)
-        small = Int8Linear(quantize_weights_int8(layer.weight), layer.bias, round_inputs=round_inputs)
-        setattr(out.get_submodule(owner), part, small)
-    out.head = Int8Linear(quantize_weights_int8(out.head.weight))
+    for name in [*_linears(out), "head"]:
+        path, _, part = name.rpartition(".")
+        owner = out.get_submodule(path)
+        layer = getattr(owner, part)
+        small = Int8Linear(quantize_weights_int8(layer.weight), layer.bias,
+                           round_inputs=round_inputs and name != "head")
+        setattr(owner, part, small)
     return out.eval()
 
 

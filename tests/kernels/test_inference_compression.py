@@ -199,6 +199,7 @@ def test_wanda_by_hand():
     assert wanda_prune(w, norms, 0.5).tolist() == [[0, -3, 0, 1]]
     assert magnitude_prune(w, 0.5).tolist() == [[4, -3, 0, 0]]
     assert wanda_prune(np.ones((1, 4)), np.ones(4), 0.5).tolist() == [[0, 0, 1, 1]]  # equal: the first go
+    assert wanda_prune(np.array([[1.0, 2, 1, 1, 0]]), np.ones(5), 0.6).tolist() == [[0, 2, 0, 1, 0]]
 
 
 def test_wanda_loses_less_where_inputs_differ_in_size():
