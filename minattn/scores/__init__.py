@@ -1,5 +1,8 @@
 """Scores and normalisers: what a score may be, and whether the weights must be a distribution."""
 
+from .normalized import normalized_attention, normalized_attention_linear
+from .normalized_blocks import NormalizedAttention, PoolingBlock, isolation_ratio, pooling_baselines
+from .normalized_hull import in_convex_hull
 from .pay_better import (
     EfficientAttention,
     OptimisedAttention,
@@ -8,5 +11,6 @@ from .pay_better import (
     attention_parameter_count,
 )
 
-__all__ = ["EfficientAttention", "OptimisedAttention", "SuperAttention", "attention_flop_count",
-           "attention_parameter_count"]
+__all__ = ["EfficientAttention", "NormalizedAttention", "OptimisedAttention", "PoolingBlock", "SuperAttention",
+           "attention_flop_count", "attention_parameter_count", "in_convex_hull", "isolation_ratio",
+           "normalized_attention", "normalized_attention_linear", "pooling_baselines"]
