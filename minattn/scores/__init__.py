@@ -11,6 +11,8 @@ from .pay_better import (
     attention_parameter_count,
 )
 
-__all__ = ["EfficientAttention", "NormalizedAttention", "OptimisedAttention", "PoolingBlock", "SuperAttention",
-           "attention_flop_count", "attention_parameter_count", "in_convex_hull", "isolation_ratio",
-           "normalized_attention", "normalized_attention_linear", "pooling_baselines"]
+__all__ = [
+    "EfficientAttention", "NormalizedAttention", "OptimisedAttention", "PoolingBlock", "SuperAttention",
+    "attention_flop_count", "attention_parameter_count", "in_convex_hull", "isolation_ratio",
+    "normalized_attention", "normalized_attention_linear", "pooling_baselines",
+]

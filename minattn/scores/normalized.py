@@ -27,9 +27,10 @@ import numpy as np
 
 from minattn.attention import attention
 from minattn.attention.masks import MaskMod
-from minattn.autograd import namespace, reshape, sqrt, where
+from minattn.autograd import namespace, primitive, reshape, sqrt, where
 from minattn.autograd import sum as total
 from minattn.autograd.engine import Array, Operand, raw
+from minattn.kernels.dispatch import recorded
 
 PAPERS = (37,)
 
@@ -83,16 +84,48 @@ def normalize_rows(scores: Operand, gain: Operand, bias: Operand, eps: float = E
         ε; where σ + ε is 0, as all scores are equal, the weights are b. With ε = 0, scores that differ by
         rounding alone give weights of noise.
     """
-    xp = namespace(scores)
+    weights = gain * standardize(scores, dim=dim, eps=eps) + bias
     visible = raw(scores) > -np.inf
+    return weights if visible.all() else where(visible, weights, 0)
+
+
+def _standardize(scores: Array, /, dim: int, eps: float) -> tuple[Array, tuple]:
+    """(z − μ) / (σ + ε) over the entries above −∞, 0 elsewhere."""
+    xp = namespace(scores)
+    visible = scores > -np.inf
     count = xp.maximum(visible.sum(dim, keepdims=True), 1).astype(scores.dtype)
+    y = xp.where(visible, scores, 0)
+    y = xp.where(visible, y - y.sum(dim, keepdims=True) / count, 0)
+    sigma = xp.sqrt((y * y).sum(dim, keepdims=True) / count)
+    y /= xp.where(sigma + eps > 0, sigma + eps, 1)
+    return y, (visible, count, sigma)
+
+def _d_standardize(g, out, scores, dim, eps, saved):
+    """(g − ḡ − y · mean(g y) · (σ + ε)/σ) / (σ + ε), the means over visible entries; y is `out`."""
+    if saved is None:
+        return recorded(lambda z: recorded_standardize(z, dim, eps), g, scores)
+    visible, count, sigma = saved
+    xp = namespace(out)
+    g = xp.where(visible, g, 0)
+    s = xp.where(sigma + eps > 0, sigma + eps, 1)
+    stretch = xp.where(sigma > 0, s / xp.where(sigma > 0, sigma, 1), 0)
+    along = (g * out).sum(dim, keepdims=True) / count * stretch
+    return xp.where(visible, (g - g.sum(dim, keepdims=True) / count - out * along) / s, 0)
+
+
+standardize = primitive(_standardize, _d_standardize, saves=True)
+
+
+def recorded_standardize(scores: Operand, dim: int, eps: float) -> Operand:
+    """`standardize` step by step, each of them recorded: what derivatives of derivatives are taken of."""
+    visible = raw(scores) > -np.inf
+    count = np.maximum(visible.sum(dim, keepdims=True), 1).astype(scores.dtype)
     z = where(visible, scores, 0)
     centred = where(visible, z - total(z, dim, keepdim=True) / count, 0)
     square = total(centred * centred, dim, keepdim=True) / count
     spread = raw(square) > 0  # the root has no slope at 0, where all scores are equal
     deviation = where(spread, sqrt(where(spread, square, 1)), 0) + eps
-    standard = centred / where(raw(deviation) > 0, deviation, 1)
-    return where(visible, gain * standard + bias, 0)
+    return centred / where(raw(deviation) > 0, deviation, 1)
 
 
 def normalized_attention(q: Operand, k: Operand, v: Operand, gain: Operand | None = None,
