@@ -43,8 +43,8 @@ def in_convex_hull(point: Array, vertices: Array, tol: float = 1e-7) -> bool:
     except ImportError as error:
         raise ImportError("in_convex_hull needs SciPy's linear programming: python -m pip install scipy"
                           ) from error
-    ones = np.ones(len(vertices))
-    found = linprog(0 * ones, A_eq=np.vstack([vertices.T, ones]), b_eq=np.append(point, 1), bounds=(0, None),
+    equations = np.vstack([vertices.T, np.ones(len(vertices))])
+    found = linprog(np.zeros(len(vertices)), A_eq=equations, b_eq=np.append(point, 1),  # λ ≥ 0 goes unsaid
                     options={"primal_feasibility_tolerance": tol})
     return bool(found.status == 0)
 
