@@ -31,6 +31,7 @@ import numpy as np
 from minattn.attention.masks import whole
 from minattn.autograd.engine import Array
 from minattn.transformer import Config
+from minattn.transformer.gpt import naive_llama
 
 PAPERS = (162,)
 
@@ -147,8 +148,6 @@ def _turned(x: list[float], position: int, config: Config) -> list[float]:
 
 def naive_greedy(ids: Sequence[int], state: Mapping[str, Array], config: Config, max_new: int) -> list[int]:
     """The most likely continuation of a Llama, everything computed anew for each token; prompt included."""
-    from minattn.transformer.gpt import naive_llama
-
     found = list(ids)
     for _ in range(max_new):
         found.append(int(naive_llama(found, state, config)[-1].argmax()))
