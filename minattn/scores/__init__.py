@@ -1,5 +1,6 @@
 """Scores and normalisers: what a score may be, and whether the weights must be a distribution."""
 
+from .neural import NeuralAttention, neural_layers, neural_score
 from .normalized import normalized_attention, normalized_attention_linear
 from .normalized_blocks import NormalizedAttention, PoolingBlock, isolation_ratio, pooling_baselines
 from .normalized_hull import in_convex_hull
@@ -12,7 +13,7 @@ from .pay_better import (
 )
 
 __all__ = [
-    "EfficientAttention", "NormalizedAttention", "OptimisedAttention", "PoolingBlock", "SuperAttention",
-    "attention_flop_count", "attention_parameter_count", "in_convex_hull", "isolation_ratio",
-    "normalized_attention", "normalized_attention_linear", "pooling_baselines",
+    "EfficientAttention", "NeuralAttention", "NormalizedAttention", "OptimisedAttention", "PoolingBlock",
+    "SuperAttention", "attention_flop_count", "attention_parameter_count", "in_convex_hull", "isolation_ratio",
+    "neural_layers", "neural_score", "normalized_attention", "normalized_attention_linear", "pooling_baselines",
 ]

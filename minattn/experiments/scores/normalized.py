@@ -2,8 +2,8 @@
 
 Initialisation: how much a block adds to a token, beside the token itself, for 8 to 512 random tokens.
 
-Case distinction: eight tokens with a value and a class each. A flag on token 0 asks for the class of the token
-with the largest value, or of that with the smallest.
+Case distinction: eight tokens with a value and a class each. A flag on token 0 asks for the class of the
+token with the largest value, or of that with the smallest.
 
 Mode finding: which of six tokens comes most often among 32?
 
@@ -102,8 +102,8 @@ def modes(rng: np.random.Generator, n: int = MODE_BATCH) -> Batch:
 
 
 def accuracy(task: Callable[..., Batch], kind: str, rate: float, seed: int, steps: int) -> float:
-    """On 2,000 fresh sequences, of a model trained at that rate, with warm-up and a decay to a twentieth."""
-    x, y = task(np.random.default_rng([seed, 3]), 2000)
+    """On 1,000 fresh sequences, of a model trained at that rate, with warm-up and a decay to a twentieth."""
+    x, y = task(np.random.default_rng([seed, 3]), 1000)
     model = Reader(kind, x.shape[2], y.max() + 1, seed=seed)
     nn.train(model, lambda model, pair: cross_entropy(model(pair[0]), pair[1]), task,
              nn.AdamW(model.parameters(), lr=rate, weight_decay=0.0), steps,
