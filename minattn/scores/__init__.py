@@ -13,7 +13,19 @@ from .pay_better import (
 )
 
 __all__ = [
-    "EfficientAttention", "NeuralAttention", "NormalizedAttention", "OptimisedAttention", "PoolingBlock",
-    "SuperAttention", "attention_flop_count", "attention_parameter_count", "in_convex_hull", "isolation_ratio",
-    "neural_layers", "neural_score", "normalized_attention", "normalized_attention_linear", "pooling_baselines",
+    "EfficientAttention",
+    "NeuralAttention",
+    "NormalizedAttention",
+    "OptimisedAttention",
+    "PoolingBlock",
+    "SuperAttention",
+    "attention_flop_count",
+    "attention_parameter_count",
+    "in_convex_hull",
+    "isolation_ratio",
+    "neural_layers",
+    "neural_score",
+    "normalized_attention",
+    "normalized_attention_linear",
+    "pooling_baselines",
 ]
