@@ -170,3 +170,24 @@ def test_bad_input():
                rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"^model: expected pre-norm blocks"):
         smooth_model(post, {})
+
+
+def test_inputs_are_rounded_in_the_blocks_alone():
+    model = llama()
+    model.tokenizer = object()
+    for wanted in (False, True):
+        small = quantize_model(model, round_inputs=wanted)
+        rounded = [m.round_inputs for name, m in small.named_modules() if isinstance(m, Int8Linear)]
+        assert small.head.round_inputs is False and rounded.count(wanted) >= 14
+        assert small.blocks[1].mlp.down.round_inputs is wanted and small.tokenizer is model.tokenizer
+    with no_grad():
+        h = small.hidden(IDS)
+        np.testing.assert_allclose(small(IDS).data, small.head(h).data, rtol=1e-12)
+
+
+def test_float32_models_stay_in_float32():
+    model = llama(dtype=np.float32)
+    for changed in (convert_kv_heads(model, 1), smooth_model(model, calibrate(model, IDS)),
+                    prune_model(model, 0.5)):
+        assert all(p.dtype == np.float32 for p in changed.parameters())
+        assert logits(changed).dtype == np.float32
