@@ -279,3 +279,25 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"^teacher: expected the shape of student"):
         distillation_loss(w, w[:1])
     assert isinstance(quantize_weights_int8(w), Int8Weight)
+
+
+def test_edges():
+    """Rows of zeros, features that never occur, defaults, tensors, and names in messages."""
+    with np.errstate(all="raise"):
+        zeros = quantize_weights_int8(np.array([[0.0, 0.0], [1.0, -2.0]]))
+        assert zeros.values.tolist() == [[0, 0], [64, -127]] and zeros.dense()[0].tolist() == [0, 0]
+        assert naive_quantize_int8(np.array([[0.0, 0.0]])) == ([[0, 0]], [0.0])
+    assert wanda_prune(np.array([[5.0, 1.0]]), np.array([0.0, 1.0]), 0.5).tolist() == [[0, 1]]
+    z, t = matrix(2, 5), matrix(2, 5, seed=1)
+    assert distillation_loss(z, t) == pytest.approx(naive_distillation_loss(z, t, 2.0)[0], rel=1e-12)
+    with pytest.raises(ValueError, match=r"^temperature, alpha: "):
+        distillation_loss(z, t, temperature=np.inf)
+    layer = Int8Linear(quantize_weights_int8(matrix(3, 7)), round_inputs=True)
+    x = matrix(2, 7, seed=2)
+    assert isinstance(layer(Tensor(x)), Tensor) and isinstance(layer(x), np.ndarray)
+    np.testing.assert_array_equal(layer(x.reshape(1, 2, 7))[0], layer(x))
+    for call in (lambda w: wanda_prune(w, np.ones(3), 0.5), lambda w: smoothquant_scales(np.ones(3), w)):
+        with pytest.raises(ValueError, match=r"^weight: expected a matrix of finite floating numbers"):
+            call(np.full((2, 3), np.nan))
+    deep = matrix(6, 4, seed=3).reshape(2, 3, 4)
+    np.testing.assert_array_equal(smooth(deep, z[:, :4])[1], smooth(deep.reshape(6, 4), z[:, :4])[1])
