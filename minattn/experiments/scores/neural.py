@@ -4,7 +4,7 @@ Score: queries and keys in the plane, targets softmax(−5 | ‖q‖ − ‖k‖
 bilinear form knows a distance from the origin. Losses are Kullback–Leibler divergences.
 
 Text: two-layer models of the letters of Hamlet and Macbeth with learned positions, equal initial weights and
-equal batches; in the second the first layer's score is a network.
+equal batches; in the second the first layer's score is a network. The same again from smaller weights.
 """
 
 from __future__ import annotations
@@ -97,11 +97,18 @@ def text() -> tuple[int, np.ndarray, np.ndarray]:
     return len(vocabulary), *data.split(vocabulary.encode(plays))
 
 
-def language_model(kind: str, seed: int) -> GPT:
-    """"dot", or "neural" with a network as the score of the first layer, and all else equal."""
+def language_model(kind: str, seed: int, weights: str = "uniform") -> GPT:
+    """"dot", or "neural" with a network as the score of the first layer, and all else equal.
+
+    Weights of linear layers are "uniform" on ±1/√fan_in in both, as the network's own, or "small",
+    N(0, 0.02²), the network's excepted.
+    """
     rng = np.random.default_rng([seed, 6])
     config = Config(vocab=text()[0], context=CONTEXT, layers=LAYERS, heads=HEADS, d_model=D)
     model = GPT(config, rng=rng)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and weights == "uniform":
+            layer.weight.data = nn.init.uniform(layer.weight.shape, layer.d_in**-0.5, rng=rng)
     return neural_layers(model, rng=rng) if kind == "neural" else model
 
 
@@ -113,10 +120,11 @@ def validate(model: GPT) -> float:
     return float(np.mean([model.loss(x[i : i + 64], y[i : i + 64]).item() for i in range(0, n, 64)]))
 
 
-def fit_text(kind: str, seed: int, steps: int = TEXT_STEPS) -> tuple[GPT, float, list[tuple[int, float]]]:
+def fit_text(kind: str, seed: int, weights: str = "uniform", steps: int = TEXT_STEPS
+             ) -> tuple[GPT, float, list[tuple[int, float]]]:
     """A trained model, its validation loss, and the loss while it was trained."""
     _, train, _ = text()
-    model = language_model(kind, seed)
+    model = language_model(kind, seed, weights)
     history = nn.train(model, lambda model, pair: model.loss(*pair),
                        lambda rng: data.batches(rng, train, BATCH, CONTEXT),
                        nn.AdamW(model.parameters(), lr=TEXT_RATE), steps,
@@ -139,6 +147,16 @@ def on_text(seed: int) -> Finding:
                 **{kind: [loss for _, loss in curve] for kind, (_, _, curve) in fits.items()}}, seed=seed)
 
 
+def from_small_weights(seed: int) -> Finding:
+    """The same from weights with which queries and keys hardly differ at first."""
+    return Finding(
+        paper=3,
+        claim="From linear weights N(0, 0.02²) the model with the network ends behind the other after as many "
+              "steps.",
+        numbers={f"{kind}_small": fit_text(kind, seed, "small")[1] for kind in ("dot", "neural")},
+        bars=[("neural_small - dot_small", ">=", 0, "mean")], seed=seed)
+
+
 def run(seed: int) -> list[Finding]:
-    """Scores and text."""
-    return [on_scores(seed), on_text(seed)]
+    """Scores, text, text from small weights."""
+    return [on_scores(seed), on_text(seed), from_small_weights(seed)]
