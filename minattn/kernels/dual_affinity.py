@@ -191,7 +191,8 @@ def quasi_attention(q: Operand, k: Operand, v: Operand, *, alpha: float = 1.0, b
     if visible is not None:
         if visible.dtype != bool:
             raise TypeError(f"visible: expected booleans, got {visible.dtype}")
-        if visible.ndim != 4 or any(n not in (1, m) for n, m in zip(visible.shape, (B, H, N, M), strict=True)):
-            raise ValueError(f"visible: expected 4 axes that broadcast to {(B, H, N, M)}, got {visible.shape}")
+        full = (B, H, N, M)
+        if visible.ndim != 4 or any(n not in (1, m) for n, m in zip(visible.shape, full, strict=True)):
+            raise ValueError(f"visible: expected 4 axes that broadcast to {full}, got {visible.shape}")
     scale = 1 / math.sqrt(max(D, 1)) if scale is None else scale
     return tiled(q, k, v, alpha=alpha, beta=beta, double=double, scale=scale, visible=visible)

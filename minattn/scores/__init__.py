@@ -1,5 +1,6 @@
 """Scores and normalisers: what a score may be, and whether the weights must be a distribution."""
 
+from .comateformer import Comateformer, CompositionalAttention, CrossComposition, dual_affinity
 from .neural import NeuralAttention, neural_layers, neural_score
 from .normalized import normalized_attention, normalized_attention_linear
 from .normalized_blocks import NormalizedAttention, PoolingBlock, isolation_ratio, pooling_baselines
@@ -13,6 +14,9 @@ from .pay_better import (
 )
 
 __all__ = [
+    "Comateformer",
+    "CompositionalAttention",
+    "CrossComposition",
     "EfficientAttention",
     "NeuralAttention",
     "NormalizedAttention",
@@ -21,6 +25,7 @@ __all__ = [
     "SuperAttention",
     "attention_flop_count",
     "attention_parameter_count",
+    "dual_affinity",
     "in_convex_hull",
     "isolation_ratio",
     "neural_layers",

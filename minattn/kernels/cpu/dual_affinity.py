@@ -109,7 +109,7 @@ def forward(q, k, v, seen, a, b, c, out):
 
 @njit(error_model="numpy", fastmath=SUMS)
 def spread(x, y, de, dn, dx, dy):
-    """dx ← dx + Σ_j de_j y_j − dn_j sign(x − y_j) and, for each key, dy_j ← dy_j + de_j x + dn_j sign(x − y_j)."""
+    """dx ← dx + Σ_j (de_j y_j − dn_j sign(x − y_j)); dy_j ← dy_j + de_j x + dn_j sign(x − y_j)."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
     for d in range(len(x)):
         here, s = x[d], zero
