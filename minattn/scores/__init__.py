@@ -12,6 +12,8 @@ from .pay_better import (
     attention_flop_count,
     attention_parameter_count,
 )
+from .sigmoid import flash_sigmoid, jacobian_norm, sigmoid_attention
+from .sigmoid_block import SigmoidMultiHeadAttention, SigmoidTransformerBlock
 
 __all__ = [
     "Comateformer",
@@ -22,15 +24,20 @@ __all__ = [
     "NormalizedAttention",
     "OptimisedAttention",
     "PoolingBlock",
+    "SigmoidMultiHeadAttention",
+    "SigmoidTransformerBlock",
     "SuperAttention",
     "attention_flop_count",
     "attention_parameter_count",
     "dual_affinity",
+    "flash_sigmoid",
     "in_convex_hull",
     "isolation_ratio",
+    "jacobian_norm",
     "neural_layers",
     "neural_score",
     "normalized_attention",
     "normalized_attention_linear",
     "pooling_baselines",
+    "sigmoid_attention",
 ]
