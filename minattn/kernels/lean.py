@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ import numpy as np
 from minattn.autograd import namespace
 from minattn.autograd.engine import Array
 
-from .dispatch import compiled, launch
+from .dispatch import _interpreted, compiled, launch
 
 PAPERS = (197,)
 
@@ -240,20 +240,35 @@ def split_kv_decode(q: Array, k: Array, v: Array, lengths: Sequence[int] | None 
 def _decode(q: Array, k: Array, v: Array, lengths: Sequence[int] | None, schedule: Any, workers: int | None,
             tile: int | None, scale: float | None) -> Array:
     counts = _checked(q, k, v, lengths)
-    (B, H, _, D), (_, Hk, _, Dv) = q.shape, v.shape
-    tile = lean_tile(D) if tile is None else tile
+    tile = lean_tile(q.shape[3]) if tile is None else tile
     if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile: expected a whole number ≥ 1, got {tile!r}")
-    workers = 4 * (os.cpu_count() or 1) if workers is None else workers
-    pieces = schedule([-(-n // tile) for n in counts for _ in range(Hk)], workers)
-    rows = (q * q.dtype.type(1 / math.sqrt(D) if scale is None else scale)).reshape(B, Hk, H // Hk, D)
-    if pieces and Dv and D and compiled(rows, k, v):
+    pieces = schedule([-(-n // tile) for n in counts for _ in range(k.shape[1])], most_workers(workers))
+    rows = scaled_rows(q, k.shape[1], scale)
+    if pieces and v.shape[3] and k.shape[3] and machine_code(rows, k, v):
         from .cpu import lean
 
-        states = _compiled_states(lean, rows, k, v, counts, pieces, tile)
+        arrays = np.ascontiguousarray(k), np.ascontiguousarray(v), np.array(counts), tile
+        states = compiled_states(lean.states, rows, v.shape[3], pieces, *arrays)
     else:
         states = [_state(rows, k, v, counts, p, tile) for p in pieces]
-    return _hosted(states, pieces, rows, Dv).reshape(B, H, 1, Dv)
+    return hosted(states, pieces, rows, v.shape[3])
+
+
+def most_workers(workers: int | None) -> int:
+    """Four for every processor, unless it is said how many."""
+    return 4 * (os.cpu_count() or 1) if workers is None else workers
+
+
+def scaled_rows(q: Array, Hk: int, scale: float | None) -> Array:
+    """scale · q as (B, Hk, G, D): the queries of a key head are rows side by side."""
+    B, H, _, D = q.shape
+    return (q * q.dtype.type(1 / math.sqrt(D) if scale is None else scale)).reshape(B, Hk, H // Hk, D)
+
+
+def machine_code(*arrays: Array) -> bool:
+    """Whether loops with instructions of their own serve these arrays; an interpreter has none."""
+    return compiled(*arrays) and not _interpreted()
 
 
 def _state(rows: Array, k: Array, v: Array, counts: list[int], p: Piece, tile: int) -> SoftmaxState:
@@ -263,28 +278,35 @@ def _state(rows: Array, k: Array, v: Array, counts: list[int], p: Piece, tile: i
     return SoftmaxState.of(rows[b, h] @ k[b, h, keys].T, v[b, h, keys])
 
 
-def _compiled_states(lean: Any, rows: Array, k: Array, v: Array, counts: list[int], pieces: list[Piece],
-                     tile: int) -> list[SoftmaxState]:
-    by_worker = sorted(pieces)
-    table = np.array(by_worker, np.int64).reshape(-1, 4)
-    starts = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
-    shape = (len(table), rows.shape[2])
-    parts = SoftmaxState(*(np.empty(s, rows.dtype) for s in (shape, shape, (*shape, v.shape[3]))))
-    arrays = map(np.ascontiguousarray, (rows, k, v))
-    launch(lean.states, *arrays, np.array(counts), table, np.append(starts, len(table)), tile, *parts)
-    found = {p: SoftmaxState(*(x[n] for x in parts)) for n, p in enumerate(by_worker)}
+def compiled_states(kernel: Callable, rows: Array, Dv: int, pieces: list[Piece],
+                    *args: Any) -> list[SoftmaxState]:
+    """What kernel(rows, *args, table, starts, m, l, o) leaves behind of each piece.
+
+    It gets queries filled up to a number that suits it, the pieces as rows of a table, and where each
+    worker's begin in it; at last, where they end.
+    """
+    from .cpu.few_rows import R
+
+    by_worker, (*_, G, _) = sorted(pieces), rows.shape
+    rows = np.pad(rows, ((0, 0), (0, 0), (0, -G % R), (0, 0)))
+    table = np.array(by_worker, np.int64)
+    starts = np.append(np.flatnonzero(np.diff(table[:, 0], prepend=-1)), len(table))
+    m, l, o = (np.empty((len(table), *shape), rows.dtype) for shape in ((G,), (G,), (rows.shape[2], Dv)))
+    launch(kernel, rows, *args, table, starts, m, l, o)
+    found = {p: SoftmaxState(*state) for p, *state in zip(by_worker, m, l, o[:, :G], strict=True)}
     return [found[p] for p in pieces]
 
 
-def _hosted(states: list[SoftmaxState], pieces: list[Piece], rows: Array, Dv: int) -> Array:
-    """The output of every head, (B · Hk, G, Dv): its host merges what the others hand over."""
-    out = namespace(rows).zeros((rows.shape[0] * rows.shape[1], rows.shape[2], Dv), dtype=rows.dtype)
+def hosted(states: list[SoftmaxState], pieces: list[Piece], rows: Array, Dv: int) -> Array:
+    """The output of every head, (B, H, 1, Dv): its host merges what the others hand over."""
+    B, Hk, G, _ = rows.shape
+    out = namespace(rows).zeros((B * Hk, G, Dv), dtype=rows.dtype)
     merged: dict[int, SoftmaxState] = {}
     for p, state in zip(pieces, states, strict=True):
         merged[p.head] = softmax_merge(merged[p.head], state) if p.head in merged else state
     for head, state in merged.items():
         out[head] = state.output()
-    return out
+    return out.reshape(B, Hk * G, 1, Dv)
 
 
 def _checked(q: Array, k: Array, v: Array, lengths: Sequence[int] | None) -> list[int]:
