@@ -154,7 +154,8 @@ class SymbolTable(nn.Module):
     rng : numpy.random.Generator
     """
 
-    def __init__(self, d_model: int, length: int, relative: bool = False, *, rng: np.random.Generator) -> None:
+    def __init__(self, d_model: int, length: int, relative: bool = False, *, rng: np.random.Generator
+                 ) -> None:
         size = 2 * whole("length", length) - 1 if relative else whole("length", length)
         self.relative = relative
         self.table = nn.Parameter(rng.standard_normal((size, d_model)).astype(np.float32))
@@ -209,7 +210,8 @@ class RelationalAttention(nn.Module):
                  rng: np.random.Generator) -> None:
         self.n_heads = whole("n_heads", n_heads)
         self.n_relations = n_heads if n_relations is None else whole("n_relations", n_relations)
-        for name, size, parts in (("n_heads", d_head, n_heads), ("n_relations", d_relation, self.n_relations)):
+        given = (("n_heads", d_head, n_heads), ("n_relations", d_relation, self.n_relations))
+        for name, size, parts in given:
             if size is None and d_model % parts:
                 raise ValueError(f"{name}: expected a divisor of d_model={d_model}, got {parts}")
         d_head = d_model // n_heads if d_head is None else d_head

@@ -273,7 +273,7 @@ def test_mistakes():
     with pytest.raises(ValueError, match=r"^symbols: expected shape \(3, 4, 6\), got \(4, 6\)$"):
         layer(np.zeros((2, 3, 6)), np.zeros((2, 4, 6)), symbols=np.zeros((4, 6)), relative=True)
     for pair in ((-1, 2), (0, 0), (2, 2)):
-        with pytest.raises(ValueError, match=r"^n_sensory, n_relational: expected numbers ≥ 0 whose sum divid"):
+        with pytest.raises(ValueError, match=r"^n_sensory, n_relational: expected numbers ≥ 0 whose sum"):
             DualAttention(6, *pair, rng=rng)
     with pytest.raises(ValueError, match=r"^symbols: expected a module, relational heads need it, got None$"):
         DualAttention(6, 1, 1, rng=rng)

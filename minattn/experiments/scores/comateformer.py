@@ -18,9 +18,9 @@ from minattn.transformer.config import Config
 PAPERS = (134,)
 
 SLOTS, CONCEPTS, CLS, SEP = 6, 24, 48, 49
-STEPS, BATCH, RATE, TEST = 1500, 32, 3e-3, 1000
+STEPS, BATCH, RATE, TEST = 1500, 64, 3e-3, 1000
 A, B = np.arange(1, 1 + SLOTS), np.arange(2 + SLOTS, 2 + 2 * SLOTS)  # where the slots of a and b stand
-CONFIG = Config(vocab=50, context=3 + 2 * SLOTS, layers=1, heads=4, d_model=32, d_mlp=64, pre_norm=False)
+CONFIG = Config(vocab=50, context=3 + 2 * SLOTS, layers=1, heads=4, d_model=32, d_mlp=128)
 MATCH, HARD, EASY = range(3)
 
 
@@ -46,25 +46,28 @@ def batch(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return pairs(rng, kinds)[0], (kinds == MATCH).astype(int)
 
 
-def widened(model: Comateformer, rng: np.random.Generator) -> Comateformer:
-    """Larger first weights, N(0, 1/D) and 0.3 for embeddings: with 0.02 all of tanh(E) would begin near 0."""
+def redrawn(model: Comateformer, embedded: float, rng: np.random.Generator) -> Comateformer:
+    """First weights as large as those that linear layers and embeddings have by themselves.
+
+    That is N(0, 1/(3D)) and N(0, 1), or `embedded` in place of that 1: with 0.02, tanh(E) would begin near 0.
+    """
     for name, p in model.named_parameters():
         if p.ndim >= 2:
-            std = 0.3 if "embed" in name else p.shape[1] ** -0.5
+            std = embedded if "embed" in name else (3 * p.shape[1]) ** -0.5
             p.data = rng.normal(0, std, p.shape).astype(np.float32)
     return model
 
 
-def trained(seed: int, *, shares: tuple[float, ...] = (1.0,), gate: bool = False, pool: str = "mean",
-            steps: int = STEPS) -> Comateformer:
+def trained(seed: int, share: float, *, embedded: float = 1.0, pool: str = "mean", steps: int = STEPS
+            ) -> Comateformer:
     """A model of one layer after so many steps."""
     rng = np.random.default_rng([seed, 1])
-    model = widened(Comateformer(CONFIG, shares=shares, gate=gate, pool=pool, rng=rng), rng)
+    model = redrawn(Comateformer(CONFIG, shares=[share], pool=pool, rng=rng), embedded, rng)
     nn.train(model, lambda model, pair: model.loss(*pair), batch,
              nn.AdamW(model.parameters(), lr=RATE, weight_decay=0.01), steps,
              rng=np.random.default_rng([seed, 2]), clip=1.0,
              schedule=nn.schedule.linear(RATE, steps=steps, warmup=50, floor=RATE / 20),
-             title=f"shares {shares}, seed {seed}")
+             title=f"share {share}, seed {seed}")
     return model.eval()
 
 
@@ -113,9 +116,9 @@ def at_the_change(model: Comateformer, seed: int) -> dict[str, float]:
 
 
 def run(seed: int) -> list[Finding]:
-    """Softmax, compositional and gated, and where the weights of the compositional model vanish."""
-    models = {"softmax": trained(seed, shares=(0.0,)), "own": trained(seed),
-              "gated": trained(seed, gate=True)}
+    """Both models at two sizes of the first embeddings, and where the compositional weights vanish."""
+    models = {"softmax": trained(seed, 0.0), "own": trained(seed, 1.0),
+              "softmax_small": trained(seed, 0.0, embedded=0.3), "own_small": trained(seed, 1.0, embedded=0.3)}
     numbers = {f"{name}_{kind}": value for name, model in models.items()
                for kind, value in accuracies(model, seed).items()}
     found = at_the_change(models["own"], seed)

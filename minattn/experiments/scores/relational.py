@@ -76,7 +76,8 @@ def parameters(kind: str) -> int:
 def run(seed: int) -> Finding:
     """Three kinds of layer at four sizes of the training set."""
     found = {kind: [accuracy(kind, n, seed) for n in SAMPLES] for kind in KINDS}
-    numbers = {f"{kind}_{n}": a for kind, values in found.items() for n, a in zip(SAMPLES, values, strict=True)}
+    numbers = {f"{kind}_{n}": a for kind, values in found.items()
+               for n, a in zip(SAMPLES, values, strict=True)}
     numbers |= {f"{kind}_parameters": parameters(kind) for kind in KINDS}
     return Finding(
         paper=5,
