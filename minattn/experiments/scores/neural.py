@@ -151,8 +151,8 @@ def from_small_weights(seed: int) -> Finding:
     """The same from weights with which queries and keys hardly differ at first."""
     return Finding(
         paper=3,
-        claim="From linear weights N(0, 0.02²) the model with the network ends behind the other after as many "
-              "steps.",
+        claim="From linear weights N(0, 0.02²) the model with the network ends behind the other after as "
+              "many steps.",
         numbers={f"{kind}_small": fit_text(kind, seed, "small")[1] for kind in ("dot", "neural")},
         bars=[("neural_small - dot_small", ">=", 0, "mean")], seed=seed)
 
