@@ -33,7 +33,7 @@ LENGTHS, D_GROWTH = (16, 32, 64, 128, 256, 512, 1024), 64
 PLAYS = ("hamlet", "macbeth")
 CONTEXT, BATCH, STEPS, RATE, WARMUP = 64, 16, 600, 3e-3, 30
 KINDS = ("softmax", "bias", "plain")
-RADII, TOKENS, D_MAP, STARTS, CLIMB = (1.0, 2.0, 4.0, 8.0, 16.0), 8, 4, 6, 60
+RADII, TOKENS, D_MAP, CLIMB = (1.0, 2.0, 4.0, 8.0, 16.0), 8, 4, 40
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -91,11 +91,13 @@ def untrained(kind: str, seed: int) -> GPT:
     """Two layers with the same weights for every kind."""
     config = Config(vocab=text()[0], context=CONTEXT, layers=2, heads=4, d_model=48)
     model = GPT(config, rng=np.random.default_rng(seed))
-    for n in range(config.layers if kind != "softmax" else 0):
-        block = SigmoidTransformerBlock(config, b=0.0 if kind == "plain" else None,
-                                        rng=np.random.default_rng(0))
-        block.load_state_dict(model.blocks[n].state_dict())
-        model.blocks[n] = block
+    if kind != "softmax":
+        own = [block.state_dict() for block in model.blocks]
+        b = 0.0 if kind == "plain" else None
+        model.blocks = nn.ModuleList(
+            SigmoidTransformerBlock(config, b=b, rng=np.random.default_rng(seed)) for _ in own)
+        for block, weights in zip(model.blocks, own, strict=True):
+            block.load_state_dict(weights)
     return model
 
 
@@ -109,27 +111,27 @@ def validate(model: GPT) -> float:
 
 
 def fit(kind: str, seed: int, steps: int = STEPS) -> tuple[GPT, list[float]]:
-    """A trained model and its validation loss, four times in training."""
+    """A trained model, and its training loss, averaged over each twentieth of the steps."""
     model = untrained(kind, seed)
     history = nn.train(
         model, lambda model, batch: model.loss(*batch),
         lambda rng: data.batches(rng, text()[1], BATCH, CONTEXT), nn.AdamW(model.parameters(), lr=RATE),
         steps, rng=np.random.default_rng([seed, 1]), clip=1.0,
         schedule=nn.schedule.linear(RATE, steps=steps, warmup=WARMUP, floor=RATE / 10),
-        evaluate=validate, eval_every=steps // 4, title=f"{kind}, seed {seed}")
-    return model.eval(), [loss for _, loss in history.validation]
+        title=f"{kind}, seed {seed}")
+    return model.eval(), [float(np.mean(part)) for part in np.array_split(history.losses, 20)]
 
 
 def on_letters(seed: int) -> Finding:
     """Three models that differ in what makes weights of scores."""
-    losses = {kind: fit(kind, seed)[1] for kind in KINDS}
+    fits = {kind: fit(kind, seed) for kind in KINDS}
     return Finding(
         paper=117,
         claim="On letters sigmoid attention with b = −ln N ends within 0.08 nats of softmax attention, and "
               "without the bias at least 0.05 nats above itself with it.",
-        numbers={kind: values[-1] for kind, values in losses.items()},
+        numbers={kind: validate(model) for kind, (model, _) in fits.items()},
         bars=[("bias - softmax", "<=", 0.08), ("plain - bias", ">=", 0.05)],
-        curves={f"loss_{kind}": values for kind, values in losses.items()}, seed=seed)
+        curves={f"loss_{kind}": losses for kind, (_, losses) in fits.items()}, seed=seed)
 
 
 # ---- smoothness
@@ -150,41 +152,72 @@ def inside(x: np.ndarray, radius: float) -> np.ndarray:
     return x * np.minimum(1, radius / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))
 
 
-def steepest(kind: str, W: np.ndarray, radius: float, rng: np.random.Generator) -> float:
-    """The largest Jacobian norm met on gradient ascents from several starts, whose steps shrink."""
-    f, best = self_attention(kind, W), 0.0
-    for start in range(STARTS):
-        x = rng.standard_normal((TOKENS, D_MAP))
-        if start % 2:  # half of the starts are two clusters, where weights are tied
-            x = x[rng.integers(0, 2, TOKENS)] + 0.05 * x
-        x *= radius / np.linalg.norm(x, axis=-1, keepdims=True) * rng.uniform(0.3, 1)
-        for step in range(CLIMB):
-            size, u, v = jacobian_norm(f, x, steps=4, rng=rng, return_vectors=True)
-            best = max(best, size)
-            point = Tensor(x, requires_grad=True)
-            along = total(jvp(f, point, v, create_graph=True)[1] * u)
-            (g,) = grad(along, [point])
-            x = inside(x + 0.3 * radius * (1 - step / CLIMB) * g.data / max(np.linalg.norm(g.data), 1e-12),
-                       radius)
-    return best
+def bound(W: np.ndarray, x: np.ndarray) -> float:
+    """‖V‖ (‖P‖ + ½ ‖A‖ Σ_i ‖x_i‖²) with A = W_Q W_Kᵀ / √d, which bounds the Jacobian norm of the sigmoids."""
+    P = sigmoid_attention(*((x @ w)[None, None] for w in W), return_weights=True)[1][0, 0]
+    A = W[0] @ W[1].T / math.sqrt(D_MAP)
+    return float(np.linalg.norm(W[2], 2) * (np.linalg.norm(P, 2) + np.linalg.norm(A, 2) * (x * x).sum() / 2))
 
 
-def on_balls(seed: int) -> Finding:
-    """Both maps with the same matrices."""
+def climb(f: Callable[[Operand], Operand], x: np.ndarray, radius: float, rng: np.random.Generator
+          ) -> tuple[float, np.ndarray]:
+    """The largest Jacobian norm, and where, on an ascent from x whose steps shrink."""
+    best, where = 0.0, x
+    for step in range(CLIMB):
+        size, u, v = jacobian_norm(f, x, steps=4, rng=rng, return_vectors=True)
+        if size > best:
+            best, where = size, x
+        point = Tensor(x, requires_grad=True)
+        (g,) = grad(total(jvp(f, point, v, create_graph=True)[1] * u), [point])
+        length = 0.3 * radius * (1 - step / CLIMB) / max(np.linalg.norm(g.data), 1e-12)
+        x = inside(x + length * g.data, radius)
+    return best, where
+
+
+def steepest(kind: str, W: np.ndarray, seed: int) -> tuple[list[float], list[np.ndarray]]:
+    """The largest Jacobian norm found in each ball, and where: from random tokens, from two clusters, and
+    from what was found in the ball before, as it is and stretched to this one."""
+    f, rng = self_attention(kind, W), np.random.default_rng([seed, 3])
+    sizes, places = [], []
+    for n, radius in enumerate(RADII):
+        x = rng.standard_normal((2, TOKENS, D_MAP))
+        x[1] = x[1, rng.integers(0, 2, TOKENS)] + 0.05 * x[1]
+        starts = list(0.7 * radius * x / np.linalg.norm(x, axis=-1, keepdims=True))
+        if n:
+            starts += [places[-1], places[-1] * radius / RADII[n - 1]]
+        size, place = max((climb(f, start, radius, rng) for start in starts), key=lambda found: found[0])
+        sizes.append(size)
+        places.append(place)
+    return sizes, places
+
+
+def on_balls(seed: int) -> list[Finding]:
+    """Both maps with the same matrices: which is the steeper one, and the bound that one of them has."""
     W = np.random.default_rng([seed, 2]).standard_normal((3, D_MAP, D_MAP)) / math.sqrt(D_MAP)
-    found = {kind: [steepest(kind, W, radius, np.random.default_rng([seed, 3])) for radius in RADII]
-             for kind in ("softmax", "sigmoid")}
+    found, at = {}, {}
+    for kind in ("softmax", "sigmoid"):
+        found[kind], at[kind] = steepest(kind, W, seed)
     ratio = [a / b for a, b in zip(found["softmax"], found["sigmoid"], strict=True)]
-    return Finding(
+    share = [size / bound(W, x) for size, x in zip(found["sigmoid"], at["sigmoid"], strict=True)]
+    return [Finding(
         paper=117,
         claim="The largest Jacobian norm among inputs of radius R grows slower for sigmoid than for softmax "
               "attention: their ratio rises with R.",
         numbers={"ratio_small": ratio[0], "ratio_large": ratio[-1],
                  **{f"{kind}_large": values[-1] for kind, values in found.items()}},
         bars=[("ratio_large / ratio_small", ">", 1)],
-        curves={"radii": RADII, **{f"norm_{kind}": values for kind, values in found.items()}}, seed=seed)
+        found="The ratio falls from the smallest ball to the largest: in large balls the steepest inputs "
+              "that gradient ascent finds belong to sigmoid attention. Where scores reach ln n, all n "
+              "sigmoids of a row are at their steepest at once; the weights of a softmax share a sum of one.",
+        curves={"radii": RADII, **{f"norm_{kind}": values for kind, values in found.items()}}, seed=seed),
+        Finding(
+        paper=117,
+        claim="No Jacobian of sigmoid attention that the search met exceeds a bound in which the lengths of "
+              "tokens stand as the sum of their squares.",
+        numbers={"share": max(share)}, bars=[("share", "<=", 1), ("share", ">=", 0.1)],
+        curves={"share": share}, seed=seed)]
 
 
 def run(seed: int) -> list[Finding]:
-    """Growth, letters, smoothness."""
-    return [at_initialisation(seed), on_letters(seed), on_balls(seed)]
+    """Growth, letters, smoothness and its bound."""
+    return [at_initialisation(seed), on_letters(seed), *on_balls(seed)]
