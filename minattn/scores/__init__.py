@@ -12,6 +12,14 @@ from .pay_better import (
     attention_flop_count,
     attention_parameter_count,
 )
+from .relational import (
+    DualAttention,
+    RelationalAttention,
+    SymbolicAttention,
+    positional_symbols,
+    relations,
+    relative_symbols,
+)
 from .sigmoid import flash_sigmoid, jacobian_norm, sigmoid_attention
 from .sigmoid_block import SigmoidMultiHeadAttention, SigmoidTransformerBlock
 
@@ -19,14 +27,17 @@ __all__ = [
     "Comateformer",
     "CompositionalAttention",
     "CrossComposition",
+    "DualAttention",
     "EfficientAttention",
     "NeuralAttention",
     "NormalizedAttention",
     "OptimisedAttention",
     "PoolingBlock",
+    "RelationalAttention",
     "SigmoidMultiHeadAttention",
     "SigmoidTransformerBlock",
     "SuperAttention",
+    "SymbolicAttention",
     "attention_flop_count",
     "attention_parameter_count",
     "dual_affinity",
@@ -39,5 +50,8 @@ __all__ = [
     "normalized_attention",
     "normalized_attention_linear",
     "pooling_baselines",
+    "positional_symbols",
+    "relations",
+    "relative_symbols",
     "sigmoid_attention",
 ]
