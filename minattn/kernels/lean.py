@@ -251,7 +251,7 @@ def _decode(q: Array, k: Array, v: Array, lengths: Sequence[int] | None, schedul
         arrays = np.ascontiguousarray(k), np.ascontiguousarray(v), np.array(counts), tile
         states = compiled_states(lean.states, rows, v.shape[3], pieces, *arrays)
     else:
-        states = [_state(rows, k, v, counts, p, tile) for p in pieces]
+        states = [state_of_piece(rows, k, v, counts, p, tile) for p in pieces]
     return hosted(states, pieces, rows, v.shape[3])
 
 
@@ -271,7 +271,7 @@ def machine_code(*arrays: Array) -> bool:
     return compiled(*arrays) and not _interpreted()
 
 
-def _state(rows: Array, k: Array, v: Array, counts: list[int], p: Piece, tile: int) -> SoftmaxState:
+def state_of_piece(rows: Array, k: Array, v: Array, counts: list[int], p: Piece, tile: int) -> SoftmaxState:
     """What a worker leaves behind of one head."""
     b, h = divmod(p.head, k.shape[1])
     keys = slice(p.first * tile, min(p.last * tile, counts[b]))

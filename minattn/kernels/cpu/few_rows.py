@@ -36,8 +36,8 @@ BYTE = I8.as_pointer()
 class _Rows:
     """The numbers `at` … `at` + W of K neighbouring rows, each a vector of floats."""
 
-    def __init__(self, builder, on, kind, first, stride):
-        self.builder, self.on, self.kind = builder, on, kind
+    def __init__(self, builder, on, kind, first, stride, ahead):
+        self.builder, self.on, self.kind, self.ahead = builder, on, kind, ahead
         self.stored = K // 2 if kind == "nibble" else K
         self.starts = [_row(builder, first, stride, n) for n in range(self.stored)]
 
@@ -45,7 +45,7 @@ class _Rows:
         size = self.on.bits // 8 if self.kind == "float" else 1
         places = [self.builder.gep(x, [self.builder.mul(at, I64(size))]) for x in self.starts]
         for x in places:
-            self._fetch(self.builder.gep(x, [I64(AHEAD)]))
+            self._fetch(self.builder.gep(x, [self.ahead]))
         if self.kind == "float":
             return [self.on.load(x) for x in places]
         codes = [self._codes(x) for x in places]
@@ -100,12 +100,12 @@ def _added_up(builder, on, sums):
 def _dots(kind):
     """S[r, c] ← Σ_d q[r, d] k[c, d] for R rows and K keys; D is a multiple of the lanes of a vector."""
     @intrinsic
-    def dots(typingctx, q, q_stride, k, k_stride, s, s_stride, D, zero):
+    def dots(typingctx, q, q_stride, k, k_stride, s, s_stride, D, ahead, zero):
         def generate(context, builder, signature, args):
-            q, q_stride, k, k_stride, s, s_stride, D, zero = args
+            q, q_stride, k, k_stride, s, s_stride, D, ahead, zero = args
             on = _Vectors(builder, zero.type)
             rows = [builder.bitcast(_row(builder, q, q_stride, r), zero.type.as_pointer()) for r in range(R)]
-            keys = _Rows(builder, on, kind, k, k_stride)
+            keys = _Rows(builder, on, kind, k, k_stride, ahead)
 
             def body(at, sums):
                 x, y = [on.load(builder.gep(row, [at])) for row in rows], keys(at)
@@ -121,7 +121,7 @@ def _dots(kind):
             return context.get_dummy_value()
 
         at, whole = types.voidptr, types.intp
-        return types.void(at, whole, at, whole, at, whole, whole, zero), generate
+        return types.void(at, whole, at, whole, at, whole, whole, whole, zero), generate
 
     return dots
 
@@ -129,12 +129,12 @@ def _dots(kind):
 def _spread(kind):
     """o[r, d] ← o[r, d] + Σ_c p[r, c] v[c, d] for R rows and K values; D as in `_dots`."""
     @intrinsic
-    def spread(typingctx, p, p_stride, v, v_stride, o, o_stride, D, zero):
+    def spread(typingctx, p, p_stride, v, v_stride, o, o_stride, D, ahead, zero):
         def generate(context, builder, signature, args):
-            p, p_stride, v, v_stride, o, o_stride, D, zero = args
+            p, p_stride, v, v_stride, o, o_stride, D, ahead, zero = args
             on, number = _Vectors(builder, zero.type), zero.type.as_pointer()
             rows = [builder.bitcast(_row(builder, o, o_stride, r), number) for r in range(R)]
-            values = _Rows(builder, on, kind, v, v_stride)
+            values = _Rows(builder, on, kind, v, v_stride, ahead)
             starts = [builder.bitcast(_row(builder, p, p_stride, r), number) for r in range(R)]
             weights = [[on.spread(builder.load(builder.gep(x, [I64(c)]))) for c in range(K)] for x in starts]
 
@@ -152,7 +152,7 @@ def _spread(kind):
             return context.get_dummy_value()
 
         at, whole = types.voidptr, types.intp
-        return types.void(at, whole, at, whole, at, whole, whole, zero), generate
+        return types.void(at, whole, at, whole, at, whole, whole, whole, zero), generate
 
     return spread
 
@@ -180,15 +180,15 @@ def _add_values(p, v, o):
 
 
 @njit(error_model="numpy")
-def score(q, k, s):
-    """S ← Q Kᵀ for a number of queries that R divides."""
+def score(q, k, s, ahead):
+    """S ← Q Kᵀ for a number of queries that R divides, while what lies `ahead` bytes further is fetched."""
     (n, D), zero = k.shape, q.dtype.type(0)
     many, wide = n - n % K, D - D % (BYTES // q.itemsize)
     if wide:
         for j in range(0, many, K):
             for r in range(0, len(q), R):
                 dots(q[r:].ctypes, q.strides[0], k[j:].ctypes, k.strides[0], s[r:, j:].ctypes, s.strides[0],
-                     wide, zero)
+                     wide, ahead, zero)
     else:
         s[:, :many] = zero
     s[:, many:] = zero
@@ -198,15 +198,43 @@ def score(q, k, s):
 
 
 @njit(error_model="numpy")
-def gather(p, v, o):
-    """O ← O + P V for a number of queries that R divides."""
+def gather(p, v, o, ahead):
+    """O ← O + P V, likewise."""
     (n, D), zero = v.shape, o.dtype.type(0)
     many, wide = n - n % K, D - D % (BYTES // o.itemsize)
     if wide:
         for j in range(0, many, K):
             for r in range(0, len(o), R):
                 spread(p[r:, j:].ctypes, p.strides[0], v[j:].ctypes, v.strides[0], o[r:].ctypes, o.strides[0],
-                       wide, zero)
+                       wide, ahead, zero)
     if wide < D:
         _add_values(p, v[:many, wide:], o[:, wide:])
     _add_values(p[:, many:], v[many:], o)
+
+
+@njit(error_model="numpy")
+def score_codes(q, codes, s):
+    """S ← Q Cᵀ for keys whose number K divides, and features that fill vectors."""
+    zero, D, each = q.dtype.type(0), codes.shape[1], s.shape[1] // len(codes)
+    for j in range(0, s.shape[1], K):
+        row = codes[j // each :].ctypes
+        for r in range(0, len(q), R):
+            x, y = q[r:].ctypes, s[r:, j:].ctypes
+            if each == 2:
+                nibble_dots(x, q.strides[0], row, D, y, s.strides[0], D, AHEAD, zero)
+            else:
+                byte_dots(x, q.strides[0], row, D, y, s.strides[0], D, AHEAD, zero)
+
+
+@njit(error_model="numpy")
+def gather_codes(p, codes, o):
+    """O ← O + P C, likewise."""
+    zero, D, each = o.dtype.type(0), codes.shape[1], p.shape[1] // len(codes)
+    for j in range(0, p.shape[1], K):
+        row = codes[j // each :].ctypes
+        for r in range(0, len(o), R):
+            x, y = p[r:, j:].ctypes, o[r:].ctypes
+            if each == 2:
+                nibble_spread(x, p.strides[0], row, D, y, o.strides[0], D, AHEAD, zero)
+            else:
+                byte_spread(x, p.strides[0], row, D, y, o.strides[0], D, AHEAD, zero)

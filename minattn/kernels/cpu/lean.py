@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit, prange
 
 from .exp import exp
-from .few_rows import SUMS, gather, score
+from .few_rows import AHEAD, SUMS, gather, score
 
 
 @njit(error_model="numpy", fastmath=SUMS)
@@ -58,6 +58,6 @@ def states(q, k, v, counts, tile, pieces, starts, m, l, o):
             for t in range(pieces[p, 2], pieces[p, 3]):
                 first, last = t * tile, min((t + 1) * tile, counts[b])
                 s = space[: rows * (last - first)].reshape(rows, last - first)
-                score(q[b, h], k[b, h, first:last], s)
+                score(q[b, h], k[b, h, first:last], s, AHEAD)
                 soften(s, m[p], l[p], o[p])
-                gather(s, v[b, h, first:last], o[p])
+                gather(s, v[b, h, first:last], o[p], AHEAD)
