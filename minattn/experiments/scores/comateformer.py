@@ -118,7 +118,8 @@ def at_the_change(model: Comateformer, seed: int) -> dict[str, float]:
 def run(seed: int) -> list[Finding]:
     """Both models at two sizes of the first embeddings, and where the compositional weights vanish."""
     models = {"softmax": trained(seed, 0.0), "own": trained(seed, 1.0),
-              "softmax_small": trained(seed, 0.0, embedded=0.3), "own_small": trained(seed, 1.0, embedded=0.3)}
+              "softmax_small": trained(seed, 0.0, embedded=0.3),
+              "own_small": trained(seed, 1.0, embedded=0.3)}
     numbers = {f"{name}_{kind}": value for name, model in models.items()
                for kind, value in accuracies(model, seed).items()}
     found = at_the_change(models["own"], seed)
@@ -138,5 +139,6 @@ def run(seed: int) -> list[Finding]:
                 claim="At the changed slot the value is left out, not subtracted: negative weights are no "
                       "more frequent there than at the other slots.",
                 numbers=found, bars=[("negative_changed", "<=", "negative_unchanged")],
-                found="Not in all seeds: a weight near 0 has either sign. What negative weights take away "
-                      "there is small beside what an unchanged slot adds.", seed=seed)]
+                found="Negative weights are more frequent at the changed slot, as a weight near 0 has either "
+                      "sign. What they take away there is little beside what an unchanged slot adds.",
+                seed=seed)]
