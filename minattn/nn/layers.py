@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from minattn.autograd import embedding, linear, relu, sigmoid, softplus, tanh
+from minattn.autograd import linear, relu, sigmoid, softplus, tanh
 from minattn.autograd.engine import Array, Operand
-from minattn.kernels import dropout, gelu, silu
+from minattn.kernels import dropout, embedding, gelu, silu
 
 from . import init
 from .module import Module, ModuleList, Parameter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minattn.autograd.engine import Operand
+from minattn.kernels import swiglu
 
 from .layers import Linear
 from .layers import activation as named
@@ -96,6 +97,11 @@ class SwiGLU(GLU):
     """`GLU` with f(x) = SiLU(x) = x σ(x)."""
 
     activation = "silu"
+
+    def forward(self, x: Operand) -> Operand:
+        if self.hook_gate._forward_hooks:  # who looks at the gate gets it; else gate and value are one pass
+            return super().forward(x)
+        return self.down(self.hook_hidden(swiglu(self.gate(x), self.up(x))))
 
 
 class GEGLU(GLU):

@@ -10,11 +10,19 @@ from minattn import kernels
 from tests.autograd.case import Case, torch
 from tests.autograd.inputs import Rng, Sample, distinct, laid_out, normal, shapes, unary
 
-ELSEWHERE = {"BlockMask": "test_blocks", "dropout": "test_dropout", "flash_attention": "test_flash",
+ELSEWHERE = {"BlockMask": "test_blocks", "dropout": "test_dropout", "embedding": "test_embedding",
+             "gated_linear_attention": "test_gated_linear_attention", "topk": "test_topk",
+             "flash_attention": "test_flash",
              "Packed": "test_packed",
              "delta_rule": "test_linear_attention", "linear_attention": "test_linear_attention",
              "linear_scan": "test_scan", "long_conv": "test_long_conv", "pack": "test_packed",
              "packed_linear": "test_packed", "selective_scan": "test_scan", "short_conv": "test_long_conv"}
+
+
+def paired(rng: Rng) -> Iterator[Sample]:
+    """Two arrays of one shape."""
+    for shape in shapes(rng):
+        yield (laid_out(rng, normal(rng, shape)), laid_out(rng, normal(rng, shape))), {}
 
 
 def F() -> object:
@@ -179,5 +187,6 @@ NORMS = [
     Case("rms_norm", kernels.rms_norm, rms_norm, normed(1)),
     Case("rms_norm plain", kernels.rms_norm, rms_norm, normed(0)),
 ]
+SWIGLU = [Case("swiglu", kernels.swiglu, lambda gate, up: F().silu(gate) * up, paired)]
 SILU = [Case("silu", kernels.silu, lambda x: F().silu(x), unary())]
-CASES = [*CONV, *CROSS_ENTROPY, *GELU, *NORMS, *SILU]
+CASES = [*CONV, *CROSS_ENTROPY, *GELU, *NORMS, *SILU, *SWIGLU]
