@@ -12,6 +12,7 @@ from .pay_better import (
     attention_flop_count,
     attention_parameter_count,
 )
+from .rela import ReLAAttention, alignment_error_rate, null_rate, rms_norm_gated
 from .relational import (
     DualAttention,
     RelationalAttention,
@@ -33,11 +34,13 @@ __all__ = [
     "NormalizedAttention",
     "OptimisedAttention",
     "PoolingBlock",
+    "ReLAAttention",
     "RelationalAttention",
     "SigmoidMultiHeadAttention",
     "SigmoidTransformerBlock",
     "SuperAttention",
     "SymbolicAttention",
+    "alignment_error_rate",
     "attention_flop_count",
     "attention_parameter_count",
     "dual_affinity",
@@ -49,9 +52,11 @@ __all__ = [
     "neural_score",
     "normalized_attention",
     "normalized_attention_linear",
+    "null_rate",
     "pooling_baselines",
     "positional_symbols",
     "relations",
     "relative_symbols",
+    "rms_norm_gated",
     "sigmoid_attention",
 ]
