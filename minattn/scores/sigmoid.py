@@ -97,14 +97,14 @@ def sigmoid_attention(q: Operand, k: Operand, v: Operand, b: Any = None, *,
     Raises
     ------
     ValueError, TypeError
-        If shapes do not fit or b is a word other than "visible".
+        If shapes do not fit, b is a word other than "visible", or the scale is 0.
 
     References
     ----------
     Ramapuram et al., arXiv 2409.04431 (paper 117).
     """
-    q, k = with_bias(q, k, b, mask_mod, scale)
-    return attention(q, k, v, score_mod=score_mod, mask_mod=mask_mod, normalizer="sigmoid", scale=1.0,
+    q, k, scale = with_bias(q, k, b, mask_mod, scale)
+    return attention(q, k, v, score_mod=score_mod, mask_mod=mask_mod, normalizer="sigmoid", scale=scale,
                      return_weights=return_weights)
 
 
@@ -114,15 +114,15 @@ def flash_sigmoid(q: Operand, k: Operand, v: Operand, b: Any = None, *, score_mo
 
     Parameters and errors are those of `sigmoid_attention`. A causal mask needs no table of tiles.
     """
-    q, k = with_bias(q, k, b, mask_mod, scale)
+    q, k, scale = with_bias(q, k, b, mask_mod, scale)
     diagonal = getattr(mask_mod, "diagonal", None)
     how = {"mask_mod": mask_mod} if diagonal is None else {"causal": True, "offset": diagonal}
-    return flash_attention(q, k, v, score_mod=score_mod, weight="sigmoid", scale=1.0, **how)
+    return flash_attention(q, k, v, score_mod=score_mod, weight="sigmoid", scale=scale, **how)
 
 
 def with_bias(q: Operand, k: Operand, b: Any, mask_mod: MaskMod | None, scale: float | None
-               ) -> tuple[Operand, Operand]:
-    """Queries and keys whose products are scale · q · k + b: b is the last feature of q, 1 that of k.
+               ) -> tuple[Operand, Operand, float]:
+    """Queries and keys with scale · q' · k' = scale · q · k + b: b / scale is the last feature of q', 1 of k'.
 
     So b may be learned and may differ from query to query, and no loop has to know of it.
     """
@@ -132,6 +132,8 @@ def with_bias(q: Operand, k: Operand, b: Any, mask_mod: MaskMod | None, scale: f
                              f"got shape {np.shape(raw(x))}")
     (B, H, N, D), M = q.shape, k.shape[2]
     scale = 1 / math.sqrt(D) if scale is None else scale
+    if scale == 0:
+        raise ValueError("scale: expected a number other than 0, got 0")
     xp = namespace(q)
     if isinstance(b, str):
         if b != "visible":
@@ -141,7 +143,7 @@ def with_bias(q: Operand, k: Operand, b: Any, mask_mod: MaskMod | None, scale: f
         b = -math.log(M) if M else 0.0
     fitting("b", np.shape(raw(b)), (B, H, N, 1))
     last = xp.zeros((B, H, N, 1), q.dtype) + (astype(b, q.dtype) if hasattr(b, "dtype") else b)
-    return cat([q * scale, last], -1), cat([k, xp.ones((*k.shape[:3], 1), k.dtype)], -1)
+    return cat([q, last / scale], -1), cat([k, xp.ones((*k.shape[:3], 1), k.dtype)], -1), scale
 
 
 def visible_bias(mask_mod: MaskMod | None, B: int, H: int, N: int, M: int) -> np.ndarray:

@@ -51,8 +51,8 @@ class SigmoidMultiHeadAttention(MultiHeadAttention):
                 **how: Any) -> Operand:
         if self.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
-        q, k = with_bias(q, k, self.b, mask_mod, None)
-        return super()._attend(q, k, v, mask_mod=mask_mod, scale=1.0, **how)
+        q, k, scale = with_bias(q, k, self.b, mask_mod, None)
+        return super()._attend(q, k, v, mask_mod=mask_mod, scale=scale, **how)
 
 
 class SigmoidTransformerBlock(Block):

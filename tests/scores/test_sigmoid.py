@@ -241,6 +241,8 @@ def test_mistakes():
             form(q, k, v, "seen")
         with pytest.raises(ValueError, match=r"^b: "):
             form(q, k, v, np.zeros((5, 5)))
+        with pytest.raises(ValueError, match=r"^scale: expected a number other than 0, got 0$"):
+            form(q, k, v, scale=0)
         with pytest.raises(ValueError, match=r"^q: expected 4 axes \(batch, heads, positions, features\)"):
             form(q[0], k, v)
         with pytest.raises(ValueError, match=r"^k: expected 4 axes \(batch, heads, positions, features\)"):
