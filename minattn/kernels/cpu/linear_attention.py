@@ -1,19 +1,32 @@
 """The chunks of `kernels/linear_attention.py`, one head after another in each thread.
 
+Threads are Python's: a head is one call that holds no lock. In Numba's parallel loops over heads, LLVM would
+optimize all that is inlined into a head again, once for the loop and once for its body, which took more time
+than everything else; and to assign one slice to another compiles the message of the error that it might
+raise, hence `copy`.
+
 `left` (C, C + 1) holds the products of decays: column 0 is c, the columns after it are L. Two matrices share
 this layout in the backward pass: the cotangents `dleft`, and what becomes of them on their way to α.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit
 
 from .gemm import one_blas_thread, product
 
 SUMS = {"contract", "reassoc", "nsz"}
 SET, ADD, SUBTRACT = range(3)
+
+
+@njit(nogil=True, error_model="numpy")
+def copy(x, out):
+    for i in range(len(x)):
+        for d in range(x.shape[1]):
+            out[i, d] = x[i, d]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -88,7 +101,7 @@ def substitute_back(G, beta, dU, dE):
                 dU[i, d] -= G[j, i] * dE[j, d]
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def forward_head(q, k, v, alpha, beta, S, states, errors, out, chunk, factors):
     """`forward` of one head."""
     (N, Dv), delta = v.shape, errors.size > 0
@@ -99,7 +112,7 @@ def forward_head(q, k, v, alpha, beta, S, states, errors, out, chunk, factors):
         t0, t1 = n * chunk, min(n * chunk + chunk, N)
         C, part = t1 - t0, slice(t0, t1)
         Q, K, O, left = q[part], k[part], out[part], wide[:C, : C + 1]
-        states[n] = S
+        copy(S, states[n])
         decays(alpha[part], left)
         scores = space[0, : C * C].reshape(C, C)
         if delta:
@@ -114,7 +127,7 @@ def forward_head(q, k, v, alpha, beta, S, states, errors, out, chunk, factors):
             substitute(G, beta[part], E)
             scale_rows(E, beta[part], U[:C])
         else:
-            U[:C] = v[part]
+            copy(v[part], U)
         product(Q, False, S, False, O, factors[SET])
         scale_rows(O, left[:, 0], O)
         product(Q, False, K, True, scores, factors[SET])
@@ -125,12 +138,10 @@ def forward_head(q, k, v, alpha, beta, S, states, errors, out, chunk, factors):
         product(K, True, U[:C], False, S, factors[ADD])
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def forward(q, k, v, alpha, beta, S, states, errors, out, chunk, factors):
     """`S` goes from the first state to the last; `states` gets the one before each chunk, `errors` gets E."""
-    for h in prange(len(q)):
-        forward_head(q[h], k[h], v[h], alpha[h], beta[h], S[h], states[h], errors[h], out[h],
-                     chunk, factors)
+    each_head(len(q), lambda h: forward_head(q[h], k[h], v[h], alpha[h], beta[h], S[h], states[h], errors[h],
+                                             out[h], chunk, factors))
 
 
 @njit(nogil=True, error_model="numpy", fastmath=SUMS)
@@ -184,11 +195,11 @@ def back_through_errors(S, K, E, U, beta, left, dS, dleft, dU, dE, rows, dK, dbe
     """E = V − c ∘ (K S) − G U, U = β ∘ E with G = K Kᵀ ∘ L below the diagonal; dE is the cotangent of V."""
     C = len(K)
     product(K, False, K, True, dA, factors[SET])
-    A[:] = dA
+    copy(dA, A)
     weigh(A, left)
     substitute_back(A, beta, dU, dE)
     dots_of_rows(dU, E, 1, dbeta, 1)
-    A[:] = dA
+    copy(dA, A)
     product(dE, False, U, True, dA, factors[SET])
     dA *= -1
     pay_scores(A, dA, left, dleft, 1)
@@ -201,7 +212,7 @@ def back_through_errors(S, K, E, U, beta, left, dS, dleft, dU, dE, rows, dK, dbe
     product(K, True, rows, False, dS, factors[SUBTRACT])
 
 
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def backward_head(q, k, v, alpha, beta, do, states, errors, chunk, factors, dS, dq, dk, dv, dalpha, dbeta):
     """`backward` of one head."""
     (N, Dv), delta = v.shape, errors.size > 0
@@ -220,23 +231,34 @@ def backward_head(q, k, v, alpha, beta, do, states, errors, chunk, factors, dS, 
         if delta:
             scale_rows(errors[part], beta[part], U)
         else:
-            U[:] = v[part]
+            copy(v[part], U)
         back_through_state(S, K, U, left, dS, dleft, dU, rows, dK, factors)
         back_through_reading(S, Q, K, U, dO, left, dS, dleft, dU, rows, dQ, dK, A, dA, factors)
         if delta:
             back_through_errors(S, K, errors[part], U, beta[part], left, dS, dleft, dU, dv[part], rows, dK,
                                 dbeta[part], A, dA, factors)
         else:
-            dv[part] = dU
+            copy(dU, dv[part])
         d_decays(alpha[part], left, dleft, dalpha[part])
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def backward(q, k, v, alpha, beta, do, states, errors, chunk, factors, dS, dq, dk, dv, dalpha, dbeta):
     """`dS` goes from the cotangent of the last state to that of the first."""
-    for h in prange(len(q)):
-        backward_head(q[h], k[h], v[h], alpha[h], beta[h], do[h], states[h], errors[h], chunk,
-                      factors, dS[h], dq[h], dk[h], dv[h], dalpha[h], dbeta[h])
+    each_head(len(q), lambda h: backward_head(q[h], k[h], v[h], alpha[h], beta[h], do[h], states[h],
+                                              errors[h], chunk, factors, dS[h], dq[h], dk[h], dv[h],
+                                              dalpha[h], dbeta[h]))
+
+
+def each_head(heads: int, work: Callable[[int], None]) -> None:
+    """work(h) for each head, on as many threads as Numba's loops have."""
+    threads = min(get_num_threads(), heads)
+    if threads <= 1:
+        for h in range(heads):
+            work(h)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, h) for h in range(heads)]:
+            done.result()
 
 
 def run(kernel: Callable, *args: Any) -> None:
