@@ -122,7 +122,7 @@ def flash_sigmoid(q: Operand, k: Operand, v: Operand, b: Any = None, *, score_mo
 
 def with_bias(q: Operand, k: Operand, b: Any, mask_mod: MaskMod | None, scale: float | None
                ) -> tuple[Operand, Operand, float]:
-    """Queries and keys with scale · q' · k' = scale · q · k + b: b / scale is the last feature of q', 1 of k'.
+    """Queries, keys and scale with scale · q' · k' = scale · q · k + b: q' = [q, b / scale] and k' = [k, 1].
 
     So b may be learned and may differ from query to query, and no loop has to know of it.
     """

@@ -23,7 +23,7 @@ PAPERS = (57,)
 KINDS = ("softmax", "sparsemax", "entmax15", "rela_i", "rela_g")
 WORDS, LENGTH, LONGEST = 30, 6, 12
 END, START = 60, 61  # source 0 … 29; a word w becomes 30 + w (shuffled); its own word of no source 62 + w
-D, HEADS, STEPS, BATCH, RATE, TEST = 32, 4, 500, 32, 3e-3, 256
+D, HEADS, STEPS, BATCH, RATE, TEST = 32, 4, 1200, 32, 3e-3, 256
 TRANSLATION = 30 + np.random.default_rng(57).permutation(WORDS)
 
 
