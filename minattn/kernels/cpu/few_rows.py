@@ -213,10 +213,10 @@ def gather(p, v, o, ahead):
 
 
 @njit(error_model="numpy")
-def score_codes(q, codes, s):
-    """S ← Q Cᵀ for keys whose number K divides, and features that fill vectors."""
-    zero, D, each = q.dtype.type(0), codes.shape[1], s.shape[1] // len(codes)
-    for j in range(0, s.shape[1], K):
+def score_codes(q, codes, each, s):
+    """S ← Q Cᵀ for keys whose number K divides, `each` of them a byte, and features that fill vectors."""
+    zero, D = q.dtype.type(0), codes.shape[1]
+    for j in range(0, each * len(codes), K):
         row = codes[j // each :].ctypes
         for r in range(0, len(q), R):
             x, y = q[r:].ctypes, s[r:, j:].ctypes
@@ -227,10 +227,10 @@ def score_codes(q, codes, s):
 
 
 @njit(error_model="numpy")
-def gather_codes(p, codes, o):
+def gather_codes(p, codes, each, o):
     """O ← O + P C, likewise."""
-    zero, D, each = o.dtype.type(0), codes.shape[1], p.shape[1] // len(codes)
-    for j in range(0, p.shape[1], K):
+    zero, D = o.dtype.type(0), codes.shape[1]
+    for j in range(0, each * len(codes), K):
         row = codes[j // each :].ctypes
         for r in range(0, len(o), R):
             x, y = p[r:, j:].ctypes, o[r:].ctypes

@@ -11,10 +11,10 @@ from .few_rows import AHEAD, SUMS, gather, score
 
 
 @njit(error_model="numpy", fastmath=SUMS)
-def lift(s, r, m, l, o):
-    """Bring m, l and o of row r to the largest of the scores."""
+def lift(s, r, n, m, l, o):
+    """Bring m, l and o of row r to the largest of n scores."""
     top = m[r]
-    for j in range(s.shape[1]):
+    for j in range(n):
         top = s[r, j] if s[r, j] > top else top
     keep = exp(m[r] - top)
     m[r], l[r] = top, keep * l[r]
@@ -23,8 +23,8 @@ def lift(s, r, m, l, o):
 
 
 @njit(error_model="numpy", fastmath=SUMS)
-def soften(s, m, l, o):
-    """S ← exp(S − m), with m, l and o brought up to date.
+def soften(s, n, m, l, o):
+    """S ← exp(S − m) of the first n keys, with m, l and o brought up to date.
 
     A new maximum is rare, and whether there is one is found many scores at a time; the maximum is not, since
     with NaN it depends on the order.
@@ -32,12 +32,12 @@ def soften(s, m, l, o):
     zero = s.dtype.type(0)
     for r in range(len(m)):
         before, grown, part = m[r], False, zero
-        for j in range(s.shape[1]):
+        for j in range(n):
             grown |= s[r, j] > before
         if grown:
-            lift(s, r, m, l, o)
+            lift(s, r, n, m, l, o)
         shift = m[r] if m[r] != -np.inf else zero
-        for j in range(s.shape[1]):
+        for j in range(n):
             s[r, j] = exp(s[r, j] - shift)
             part += s[r, j]
         l[r] += part
@@ -59,5 +59,5 @@ def states(q, k, v, counts, tile, pieces, starts, m, l, o):
                 first, last = t * tile, min((t + 1) * tile, counts[b])
                 s = space[: rows * (last - first)].reshape(rows, last - first)
                 score(q[b, h], k[b, h, first:last], s, AHEAD)
-                soften(s, m[p], l[p], o[p])
+                soften(s, last - first, m[p], l[p], o[p])
                 gather(s, v[b, h, first:last], o[p], AHEAD)
