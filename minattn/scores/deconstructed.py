@@ -258,7 +258,7 @@ class HybridStack(nn.Module):
             raise ValueError(f"variants: expected {config.layers}, one a layer, got {len(variants)}")
         beside = {v for v in variants if v in ("random", "fixed")}
         if len(beside) > 1:
-            raise ValueError('variants: expected "random" or "fixed" layers, got both; one stream runs beside')
+            raise ValueError('variants: expected "random" or "fixed" layers, got both; one stream is beside')
         if "fixed" in beside and (text is None or len(text) < config.context):
             raise ValueError(f"text: expected {config.context} ids for the fixed layers, "
                              f"got {None if text is None else len(text)}")
