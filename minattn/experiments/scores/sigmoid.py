@@ -92,8 +92,8 @@ def text() -> tuple[int, np.ndarray, np.ndarray]:
 
 
 def untrained(kind: str, seed: int) -> GPT:
-    """Two layers with the same weights for every kind: N(0, 0.02²) in embeddings, and in linear layers uniform
-    on ±1/√fan_in, which lets such small models learn faster."""
+    """Two layers with the same weights for every kind: N(0, 0.02²) in embeddings, and in linear layers
+    uniform on ±1/√fan_in, which lets such small models learn faster."""
     rng = np.random.default_rng(seed)
     config = Config(vocab=text()[0], context=CONTEXT, layers=2, heads=4, d_model=48, tied=False)
     model = GPT(config, rng=rng)
