@@ -8,8 +8,6 @@ from minattn.kernels import dual_affinity as kernel
 from minattn.kernels.dual_affinity import l1_distance, naive_quasi_attention, quasi_attention
 from minattn.testing import check_grads
 
-pytestmark = pytest.mark.paper(134)
-
 # B, H, N, M, D, Dv; tiles are of 64 keys and 32 queries
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 3, 5, 7, 3, 2), (1, 2, 33, 65, 9, 5), (2, 1, 6, 64, 4, 8),
           (1, 2, 3, 2, 5, 3)]
