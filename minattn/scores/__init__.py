@@ -1,6 +1,7 @@
 """Scores and normalisers: what a score may be, and whether the weights must be a distribution."""
 
 from .comateformer import Comateformer, CompositionalAttention, CrossComposition, dual_affinity
+from .deconstructed import DeconstructedAttention, HybridStack, attention_report, hybrid
 from .neural import NeuralAttention, neural_layers, neural_score
 from .normalized import normalized_attention, normalized_attention_linear
 from .normalized_blocks import NormalizedAttention, PoolingBlock, isolation_ratio, pooling_baselines
@@ -28,8 +29,10 @@ __all__ = [
     "Comateformer",
     "CompositionalAttention",
     "CrossComposition",
+    "DeconstructedAttention",
     "DualAttention",
     "EfficientAttention",
+    "HybridStack",
     "NeuralAttention",
     "NormalizedAttention",
     "OptimisedAttention",
@@ -43,8 +46,10 @@ __all__ = [
     "alignment_error_rate",
     "attention_flop_count",
     "attention_parameter_count",
+    "attention_report",
     "dual_affinity",
     "flash_sigmoid",
+    "hybrid",
     "in_convex_hull",
     "isolation_ratio",
     "jacobian_norm",
