@@ -1,4 +1,8 @@
-"""Dropout."""
+"""Dropout: random numbers, one factor for each entry, one product.
+
+Drawing the numbers is most of the time, so there is no compiled form: NumPy makes the factors in the memory
+of the comparison and in the precision of x, and the gradient is one product with the same factors.
+"""
 
 from __future__ import annotations
 
@@ -17,4 +21,5 @@ def dropout(x: Operand, p: float, rng: np.random.Generator) -> Operand:
     if p == 0:
         return x
     keep = rng.random(x.shape, dtype=np.float32) >= p
-    return x * namespace(x).asarray(keep / (1 - p), dtype=x.dtype)
+    factors = np.multiply(keep, x.dtype.type(1 / (1 - p)), dtype=x.dtype)  # else float64 on the way
+    return x * namespace(x).asarray(factors)

@@ -1,14 +1,43 @@
-"""Softmax cross-entropy, a row of logits at a time: the loss needs one pass and its gradient another."""
+"""Softmax cross-entropy, a row of logits at a time: the loss needs one pass and its gradient another.
+
+The largest of many floats has no fast loop, because NaN gives comparisons an order. The bits of a float, read
+as an integer, grow with it if it is positive and fall if it is negative; with all but the sign flipped in the
+second case they grow throughout, and the largest of many integers has one.
+"""
 
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
 from .exp import exp
-from .flash import raise_tops
 
 SUMS = {"contract", "reassoc", "nsz"}
+
+
+def _bits(x):
+    """Rows of floats, read as integers."""
+    return x.view(np.int32 if x.itemsize == 4 else np.int64)
+
+
+@overload(_bits)
+def _bits_of(x):
+    integer = types.int32 if x.dtype is types.float32 else types.int64
+    return lambda x: x.view(integer)
+
+
+@njit(error_model="numpy")
+def raise_tops(x, top):
+    """top_r ← max(top_r, max_c x_rc), in place."""
+    bits, tops = _bits(x), _bits(top)
+    integer = bits.dtype.type
+    sign, rest = integer(8 * bits.itemsize - 1), integer(np.iinfo(bits.dtype).max)
+    for r in range(len(x)):
+        best = tops[r] ^ ((tops[r] >> sign) & rest)
+        for c in range(x.shape[1]):
+            best = max(best, integer(bits[r, c] ^ ((bits[r, c] >> sign) & rest)))
+        tops[r] = best ^ ((best >> sign) & rest)
 
 
 @njit(parallel=True, cache=True, fastmath=SUMS, error_model="numpy")
