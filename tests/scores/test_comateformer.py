@@ -16,7 +16,6 @@ from minattn.scores.comateformer import (
     naive_dual_affinity,
     naive_quasi_attention,
 )
-from minattn.scores.comateformer_edits import change_number, insert_synonym, negate, swap_two_words
 from minattn.testing import check_causal, check_grads
 from minattn.transformer.config import Config
 from minattn.transformer.encoder import Encoder
@@ -204,26 +203,6 @@ def test_shares_and_padding():
     np.testing.assert_allclose(model(ids[:1, :6]).data, model(ids, lengths).data[:1], atol=1e-11)
     assert PAPER_SHARES == (0.5, 0.4, 0.3)
     assert every.classify.weight.data.std() < 0.05  # GPT-2's scheme
-
-
-def test_edits():
-    rng, words = np.random.default_rng(0), "the bus is not late at 10".split()
-    seen = {tuple(swap_two_words("a b a".split(), rng)) for _ in range(20)}
-    assert seen == {("b", "a", "a"), ("a", "a", "b")}
-    assert swap_two_words(["a", "a"], rng) is None
-    assert negate(words) == "the bus is late at 10".split()
-    assert negate(negate(words)) == words
-    assert negate(["it", "Is"]) == ["it", "Is", "not"]
-    assert negate(["birds", "sing"]) is None
-    numbers = {change_number(words, rng)[-1] for _ in range(300)}
-    assert "10" not in numbers and len(numbers) > 80 and all(len(n) == 2 and n.isdigit() for n in numbers)
-    assert change_number(words, rng)[:-1] == words[:-1]
-    assert change_number(["ten"], rng) is None
-    assert {tuple(change_number(["1", "x", "2"], rng)).index("x") for _ in range(5)} == {1}
-    synonyms = {"bus": ["coach", "omnibus"], "late": []}
-    assert {insert_synonym(words, synonyms, rng)[1] for _ in range(20)} == {"coach", "omnibus"}
-    assert insert_synonym(words, synonyms, rng)[2:] == words[2:]
-    assert insert_synonym(["x"], synonyms, rng) is None
 
 
 def test_mistakes():
