@@ -2,6 +2,7 @@
 
 from .comateformer import Comateformer, CompositionalAttention, CrossComposition, dual_affinity
 from .deconstructed import DeconstructedAttention, HybridStack, attention_report, hybrid
+from .limits import normalizer_jacobian, normalizers, selection_distance, separable_fraction
 from .neural import NeuralAttention, neural_layers, neural_score
 from .normalized import normalized_attention, normalized_attention_linear
 from .normalized_blocks import NormalizedAttention, PoolingBlock, isolation_ratio, pooling_baselines
@@ -57,11 +58,15 @@ __all__ = [
     "neural_score",
     "normalized_attention",
     "normalized_attention_linear",
+    "normalizer_jacobian",
+    "normalizers",
     "null_rate",
     "pooling_baselines",
     "positional_symbols",
     "relations",
     "relative_symbols",
     "rms_norm_gated",
+    "selection_distance",
+    "separable_fraction",
     "sigmoid_attention",
 ]
