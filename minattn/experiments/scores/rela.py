@@ -20,10 +20,10 @@ from minattn.transformer import Config, EncoderDecoder
 
 PAPERS = (57,)
 
-KINDS = ("softmax", "sparsemax", "entmax15", "rela_i", "rela_g")
+KINDS = ("softmax", "sparsemax", "rela_g", "rela_i")
 WORDS, LENGTH, LONGEST = 30, 6, 12
 END, START = 60, 61  # source 0 … 29; a word w becomes 30 + w (shuffled); its own word of no source 62 + w
-D, HEADS, STEPS, BATCH, RATE, TEST = 32, 4, 1200, 32, 3e-3, 256
+D, HEADS, STEPS, BATCH, RATE, TEST = 32, 4, 1000, 32, 3e-3, 256
 TRANSLATION = 30 + np.random.default_rng(57).permutation(WORDS)
 
 
@@ -120,20 +120,32 @@ def measure(model: EncoderDecoder, seed: int) -> dict[str, float]:
     }
 
 
-def run(seed: int) -> Finding:
-    """All kinds of attention on the same sentences."""
+def run(seed: int) -> list[Finding]:
+    """All kinds of attention on the same sentences; each variant against the two baselines."""
     numbers: dict[str, float] = {}
     for kind in KINDS:
         numbers |= {f"{kind}_{name}": value for name, value in measure(fit(kind, seed), seed).items()}
-    return Finding(
+    gated = Finding(
         paper=57,
-        claim="On a made-up language rectified linear attention translates as well as softmax and sparsemax "
-              "within 0.02; at least 0.4 of its cross-attention's weights are zero, and some of its queries "
-              "attend to nothing, which sparsemax cannot do.",
+        claim="On a made-up language ReLA-g translates as well as softmax and sparsemax within 0.02; at least "
+              "0.4 of its cross-attention's weights are zero, and some of its queries attend to nothing, "
+              "which sparsemax cannot do.",
         numbers=numbers,
         bars=[("rela_g_accuracy - softmax_accuracy", ">=", -0.02),
-              ("rela_g_accuracy - sparsemax_accuracy", ">=", -0.02),
-              ("rela_i_accuracy - softmax_accuracy", ">=", -0.02), ("softmax_accuracy", ">=", 0.9),
-              ("rela_g_zeros", ">=", 0.4), ("rela_i_zeros", ">=", 0.4), ("softmax_zeros", "==", 0),
-              ("rela_g_null", ">", 0), ("rela_i_null", ">", 0), ("sparsemax_null", "==", 0)],
+              ("rela_g_accuracy - sparsemax_accuracy", ">=", -0.02), ("softmax_accuracy", ">=", 0.9),
+              ("rela_g_zeros", ">=", 0.4), ("softmax_zeros", "==", 0), ("rela_g_null", ">", 0),
+              ("sparsemax_null", "==", 0)],
         seed=seed)
+    small = Finding(
+        paper=57,
+        claim="The same of ReLA-i, whose gain starts at 0.1.",
+        numbers={name: numbers[name] for name in ("softmax_accuracy", "sparsemax_accuracy", "rela_i_accuracy",
+                                                  "rela_i_zeros", "rela_i_null")},
+        bars=[("rela_i_accuracy - softmax_accuracy", ">=", -0.02),
+              ("rela_i_accuracy - sparsemax_accuracy", ">=", -0.02), ("rela_i_zeros", ">=", 0.4),
+              ("rela_i_null", ">", 0)],
+        found="Without the gate, and with our start of the gain, the accuracy depends on the seed and on how "
+              "long is trained; it is not within 0.02 of the baselines in every run. Zeros and rows that "
+              "attend to nothing are there all the same.",
+        seed=seed)
+    return [gated, small]
