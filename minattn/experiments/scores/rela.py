@@ -127,9 +127,9 @@ def run(seed: int) -> list[Finding]:
         numbers |= {f"{kind}_{name}": value for name, value in measure(fit(kind, seed), seed).items()}
     gated = Finding(
         paper=57,
-        claim="On a made-up language ReLA-g translates as well as softmax and sparsemax within 0.02; at least "
-              "0.4 of its cross-attention's weights are zero, and some of its queries attend to nothing, "
-              "which sparsemax cannot do.",
+        claim="On a made-up language ReLA-g translates as well as softmax and sparsemax within 0.02; at "
+              "least 0.4 of its cross-attention's weights are zero, and some of its queries attend to "
+              "nothing, which sparsemax cannot do.",
         numbers=numbers,
         bars=[("rela_g_accuracy - softmax_accuracy", ">=", -0.02),
               ("rela_g_accuracy - sparsemax_accuracy", ">=", -0.02), ("softmax_accuracy", ">=", 0.9),
