@@ -97,7 +97,7 @@ def _bubblewrap(place: Path, arguments: list[str]) -> list[str]:
 MOUNT = """set -e
 place=$1; user=$2; shift 2
 mount -t tmpfs -o size=1m,mode=755 grade "$place"
-mkdir "$place/work" "$place/old" "$place/dev"
+mkdir "$place/work" "$place/dev"
 while [ "$1" != -- ]; do
   there=$place$2
   case $1 in
@@ -108,17 +108,13 @@ while [ "$1" != -- ]; do
 done
 shift
 mount -t tmpfs -o size=16m,nr_inodes=1k,mode=700,uid=$user,gid=$user,nosuid,nodev grade "$place/work"
-cd "$place"
 mount -o remount,ro "$place"
-pivot_root . old
-cd /work
-/tools/umount -c -l /old
-exec /tools/setpriv --reuid "$user" --regid "$user" $CLEAR --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+exec chroot "$place" /tools/setpriv --reuid "$user" --regid "$user" $CLEAR --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
 """
 
 
 def _namespaces(place: Path, arguments: list[str], user: int) -> list[str]:
-    tools = {Path("/tools") / name: Path(shutil.which(name) or name) for name in ("setpriv", "umount")}
+    tools = {Path("/tools/setpriv"): Path(shutil.which("setpriv") or "setpriv")}
     devices = {Path(p): Path(p) for p in ("/dev/null", "/dev/urandom")}
     mounts: list[str] = []
     for there, here in {**visible(), **tools, **devices}.items():
@@ -149,7 +145,7 @@ def candidates() -> list[Sandbox]:
     found = []
     if shutil.which("bwrap"):
         found.append(Sandbox("bubblewrap", _bubblewrap, ENVIRONMENT))
-    if all(map(shutil.which, ("unshare", "setpriv", "pivot_root", "mount", "umount"))):
+    if all(map(shutil.which, ("unshare", "setpriv", "chroot", "mount"))):
         user = stranger if root else 0
         spaces = Sandbox("namespaces", functools.partial(_namespaces, user=user), {**ENVIRONMENT, "PATH": _PATH})
         found.insert(0 if root else len(found), spaces)  # bubblewrap would leave root its number
