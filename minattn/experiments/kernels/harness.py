@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ PROMPTS = [2**n for n in range(14)]
 
 
 @functools.cache
-def smollm2() -> GPT:
+def smollm2() -> Any:
     """SmolLM2-135M-Instruct, loaded once."""
     return load("smollm2")
 
