@@ -287,12 +287,13 @@ def compiled_states(kernel: Callable, rows: Array, Dv: int, pieces: list[Piece],
     """
     from .cpu.few_rows import R
 
-    by_worker, (*_, G, _) = sorted(pieces), rows.shape
-    rows = np.pad(rows, ((0, 0), (0, 0), (0, -G % R), (0, 0)))
+    by_worker, (B, Hk, G, D) = sorted(pieces), rows.shape
+    filled = np.zeros((B, Hk, G + -G % R, D), rows.dtype)
+    filled[:, :, :G] = rows
     table = np.array(by_worker, np.int64)
     starts = np.append(np.flatnonzero(np.diff(table[:, 0], prepend=-1)), len(table))
-    m, l, o = (np.empty((len(table), *shape), rows.dtype) for shape in ((G,), (G,), (rows.shape[2], Dv)))
-    launch(kernel, rows, *args, table, starts, m, l, o)
+    m, l, o = (np.empty((len(table), *shape), rows.dtype) for shape in ((G,), (G,), (filled.shape[2], Dv)))
+    launch(kernel, filled, *args, table, starts, m, l, o)
     found = {p: SoftmaxState(*state) for p, *state in zip(by_worker, m, l, o[:, :G], strict=True)}
     return [found[p] for p in pieces]
 
@@ -304,8 +305,9 @@ def hosted(states: list[SoftmaxState], pieces: list[Piece], rows: Array, Dv: int
     merged: dict[int, SoftmaxState] = {}
     for p, state in zip(pieces, states, strict=True):
         merged[p.head] = softmax_merge(merged[p.head], state) if p.head in merged else state
-    for head, state in merged.items():
-        out[head] = state.output()
+    if merged:
+        together = SoftmaxState(*map(namespace(rows).stack, zip(*merged.values(), strict=True)))
+        out[list(merged)] = together.output()
     return out.reshape(B, Hk * G, 1, Dv)
 
 

@@ -28,6 +28,7 @@ from .matmul import BYTES, I32, I64, _Vectors
 R, K = 4, 4 if BYTES == 64 else 2  # 16 sums of the 32 registers there are with AVX-512, or 8 of 16
 AHEAD = 6144
 """Bytes from what is read to what is asked for: less comes too late, more is gone when it is needed."""
+LINE = 64
 SUMS = {"contract", "reassoc", "nsz"}
 I8 = ir.IntType(8)
 BYTE = I8.as_pointer()
@@ -37,15 +38,15 @@ class _Rows:
     """The numbers `at` … `at` + W of K neighbouring rows, each a vector of floats."""
 
     def __init__(self, builder, on, kind, first, stride, ahead):
-        self.builder, self.on, self.kind, self.ahead = builder, on, kind, ahead
+        self.builder, self.on, self.kind = builder, on, kind
         self.stored = K // 2 if kind == "nibble" else K
         self.starts = [_row(builder, first, stride, n) for n in range(self.stored)]
+        self.later = builder.gep(first, [ahead])
 
     def __call__(self, at):
         size = self.on.bits // 8 if self.kind == "float" else 1
         places = [self.builder.gep(x, [self.builder.mul(at, I64(size))]) for x in self.starts]
-        for x in places:
-            self._fetch(self.builder.gep(x, [self.ahead]))
+        self._fetch(self.builder.mul(at, I64(size * self.stored)), size * self.stored * self.on.W)
         if self.kind == "float":
             return [self.on.load(x) for x in places]
         codes = [self._codes(x) for x in places]
@@ -60,11 +61,16 @@ class _Rows:
         found = self.builder.load(self.builder.bitcast(place, packed.as_pointer()), align=1)
         return self.builder.zext(found, ir.VectorType(I32, self.on.W))
 
-    def _fetch(self, place):
-        """Tell the processor that this line of memory will be read."""
+    def _fetch(self, at, count):
+        """Tell the processor that these bytes, counted from `later` on, will be read.
+
+        One line after another, as they lie, and not as they are read: then it guesses the next by itself.
+        """
         kind = ir.FunctionType(ir.VoidType(), [BYTE, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        self.builder.call(function, [place, I32(0), I32(3), I32(1)])
+        for n in range(0, count, LINE):
+            place = self.builder.gep(self.later, [self.builder.add(at, I64(n))])
+            self.builder.call(function, [place, I32(0), I32(3), I32(1)])
 
 
 def _row(builder, first, stride, n):
