@@ -45,7 +45,7 @@ from .lean import (
     stream_k_schedule,
 )
 
-PAPERS = (184, 197)
+PAPERS = (197,)
 
 __all__ = ["GROUP", "QuantizedCache", "naive_paged_decode", "naive_quantize", "paged_decode",
            "quantize_cache", "quantized_decode"]

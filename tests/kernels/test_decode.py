@@ -19,7 +19,7 @@ from minattn.kernels.decode import (
 )
 from minattn.kernels.lean import lean_attention_decode, naive_decode
 
-pytestmark = [pytest.mark.paper(184), pytest.mark.paper(197)]
+pytestmark = pytest.mark.paper(197)
 
 
 @pytest.fixture(params=["compiled", "reference"])
