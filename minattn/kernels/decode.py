@@ -244,12 +244,12 @@ def quantize_cache(k: Array, v: Array, bits: int) -> QuantizedCache:
               v.ndim == 4 and v.shape[:3] == k.shape[:3] and v.dtype == k.dtype and v.shape[3] > 0)
     shape = (*k.shape, v.shape[3])
     k, v = (np.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % GROUP), (0, 0)), "edge") for x in (k, v))
-    keys, *of_keys = _codes(k.reshape(*k.shape[:2], len(k[0, 0]) // GROUP, GROUP, k.shape[3]), 3, bits)
-    values, *of_values = _codes(v, 3, bits)
+    groups = k.reshape(*k.shape[:2], k.shape[2] // GROUP, GROUP, k.shape[3])
+    keys, key_scale, key_zero = _codes(groups, 3, bits)
+    values, value_scale, value_zero = _codes(v, 3, bits)
     wide = [(0, 0)] * 3 + [(0, -k.shape[3] % FILL)]
-    of_keys = [np.pad(x, wide) for x in of_keys]
-    return QuantizedCache(bits, shape, _packed(keys.reshape(k.shape), bits), *of_keys, _packed(values, bits),
-                          *of_values)
+    return QuantizedCache(bits, shape, _packed(keys.reshape(k.shape), bits), np.pad(key_scale, wide),
+                          np.pad(key_zero, wide), _packed(values, bits), value_scale, value_zero)
 
 
 def _storable(name: str, x: np.ndarray, expected: str, fits: bool) -> None:
