@@ -8,18 +8,16 @@ from pathlib import Path
 
 import pytest
 from minattn.grade import grade, runner, tasks_of
-from tests.grade.hostile import HOSTILE
 
-from minattn.grade import grade, runner, tasks_of
+from .hostile import HOSTILE
 
 QUICK = runner.Limits(cpu=1.0, wall=4.0, memory=2**28)
 
 
 def attempt(name: str) -> tuple[str, float, float]:
     task = tasks_of("attention")[1]
-    start = time.monotonic()
     report = grade(HOSTILE[name], [task], student=name, limits=QUICK)
-    return name, report.points, time.monotonic() - start
+    return name, report.points, report.tasks[0].seconds
 
 
 def descendants() -> set[int]:
@@ -62,7 +60,7 @@ def test_nothing_is_earned(outcome, name):
 
 @pytest.mark.slow
 def test_nobody_waits_longer_than_the_limit(outcome):
-    slow = {name: took for name, (_, took) in outcome[0].items() if took > QUICK.wall + 3}
+    slow = {name: took for name, (_, took) in outcome[0].items() if took > QUICK.wall + 1.5}
     assert not slow
 
 
