@@ -11,7 +11,7 @@ import math
 from minattn.autograd import namespace
 from minattn.autograd.engine import Array
 
-from .dispatch import compiled
+from .dispatch import compiled, launch
 
 SMALL = 10_000
 """Arrays with fewer entries are left to NumPy: a toy model should not wait for a compiler."""
@@ -67,5 +67,6 @@ def adamw(p: Array, g: Array, m: Array, v: Array, scratch: Array, *, step: int, 
         return
     from .cpu.adamw import adamw_loop
 
-    numbers = (rate, beta1, 1 - beta1, beta2, 1 - beta2, eps, keep, l2, root)
-    adamw_loop(p, g, m, v, *map(p.dtype.type, numbers))  # in p's type, else float32 is computed in float64
+    factors = (rate, beta1, 1 - beta1, beta2, 1 - beta2, eps, keep, l2, root)
+    numbers = map(p.dtype.type, factors)  # in p's type, else float32 is computed in float64
+    launch(adamw_loop, p, g, m, v, *numbers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from minattn.autograd import elementwise, primitive
-from minattn.autograd.engine import Array, Operand
+from minattn.autograd.engine import Array, Operand, is_grad_enabled
 
 from .dispatch import compiled, launch
 
@@ -17,10 +17,14 @@ def _fused_gelu(x: Array, /) -> tuple[Array, Array | None]:
     """Gaussian error linear unit x Φ(x)."""
     if not compiled(x):
         return elementwise.gelu_erf(x), None
-    from .cpu.gelu import gelu32, gelu64
+    from .cpu.gelu import gelu32, gelu64, value32, value64
 
     x = np.asarray(x, order="C")
-    out, slope = np.empty_like(x), np.empty_like(x)
+    out = np.empty_like(x)
+    if not is_grad_enabled():
+        launch(value32 if x.dtype == np.float32 else value64, x.reshape(-1), out.reshape(-1))
+        return out, None
+    slope = np.empty_like(x)
     launch(gelu32 if x.dtype == np.float32 else gelu64, x.reshape(-1), out.reshape(-1), slope.reshape(-1))
     return out, slope
 

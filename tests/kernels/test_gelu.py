@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minattn import kernels
-from minattn.autograd import Tensor, grad
+from minattn.autograd import Tensor, grad, no_grad
 from minattn.kernels import dispatch
 from tests.autograd import case as checks
 from tests.kernels.cases import GELU
@@ -97,3 +97,13 @@ def test_the_compiled_form_runs_where_it_can(monkeypatch):
 def test_bad_input():
     with pytest.raises(ValueError, match='approximate: expected "none" or "tanh", got \'fast\''):
         kernels.gelu(np.ones(2), "fast")
+
+
+def test_the_slope_is_computed_only_where_it_may_be_asked_for():
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        x = (4 * rng.standard_normal((3, 7))).astype(dtype).T
+        with no_grad():
+            out, saved = importlib.import_module("minattn.kernels.gelu")._fused_gelu(x)
+        assert saved is None and out.dtype == dtype
+        np.testing.assert_array_equal(out, kernels.gelu(x))

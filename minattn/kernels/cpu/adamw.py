@@ -2,13 +2,13 @@
 
 import math
 
-from numba import njit
+from numba import njit, prange
 
 
-@njit(cache=True, error_model="numpy")
+@njit(parallel=True, cache=True, error_model="numpy")
 def adamw_loop(p, g, m, v, rate, beta1, rest1, beta2, rest2, eps, keep, l2, root):
     """`adamw_reference`, entry by entry; rest1 = 1 − β₁ and rest2 = 1 − β₂, rounded once."""
-    for i in range(p.size):
+    for i in prange(p.size):
         x = g[i] + l2 * p[i]
         m[i] = beta1 * m[i] + rest1 * x
         v[i] = beta2 * v[i] + rest2 * x * x

@@ -38,6 +38,20 @@ def gelu32(x, out, slope):
         slope[i] = cdf + t * PHI_0 * exp(-HALF * t * t)
 
 
+@njit(parallel=True, cache=True, fastmath={"contract"}, error_model="numpy")
+def value32(x, out):
+    """out = x Φ(x)"""
+    for i in prange(x.size):
+        out[i] = x[i] * (HALF * (ONE + erf32(x[i] * ROOT_HALF)))
+
+
+@njit(parallel=True, cache=True)
+def value64(x, out):
+    """The same in float64."""
+    for i in prange(x.size):
+        out[i] = x[i] * (0.5 * (1 + math.erf(x[i] * math.sqrt(0.5))))
+
+
 @njit(parallel=True, cache=True)
 def gelu64(x, out, slope):
     """The same in float64, with the library's erf."""
