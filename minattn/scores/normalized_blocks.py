@@ -3,6 +3,9 @@
 Richter and Wattenhofer, Normalized Attention Without Probability Cage, arXiv 2005.09561 (paper 37).
 """
 
+# Where the parent class has a Linear, these have several modules in a row.
+# mypy: disable-error-code="assignment, union-attr"
+
 from __future__ import annotations
 
 import math
