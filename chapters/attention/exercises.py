@@ -1,4 +1,5 @@
-"""Exercises of the chapter attention: fill in the functions, then ``python -m minattn.grade check attention``.
+"""Exercises of the chapter attention: fill in the functions, then ``python -m minattn.grade check
+attention``.
 
 Only NumPy is at hand where they are graded.  Shapes: B batch, H heads, N queries, M keys, D and E features.
 """
@@ -63,9 +64,11 @@ def attention_backward(q, k, v, g):
 def tiled_attention(q, k, v, tile):
     """Task 4, stretch.  Task 2 without ever holding the N × M matrix of scores: ``tile`` keys at a time.
 
-    q: (B, H, N, D); k: (B, H, M, D); v: (B, H, M, E); tile: int, which need not divide M.  Returns (B, H, N, E).
+    q: (B, H, N, D); k: (B, H, M, D); v: (B, H, M, E); tile: int, which need not divide M.  Returns (B, H, N,
+    E).
 
-        for each query keep the largest score so far m, the total so far z and the sum so far u; for each tile:
+        for each query keep the largest score so far m, the total so far z and the sum so far u; for each
+        tile:
             new  is the larger of m and the tile's largest score
             z    becomes z * exp(m - new) + sum over the tile of exp(score - new)
             u    becomes u * exp(m - new) + sum over the tile of exp(score - new) * v

@@ -7,7 +7,8 @@ import numpy as np
 
 
 def softmax_vjp(y, g):
-    """Task 1, warm-up.  The gradient of sum(g * softmax(x)) with respect to x, from y = softmax(x) over the last axis.
+    """Task 1, warm-up.  The gradient of sum(g * softmax(x)) with respect to x, from y = softmax(x) over the
+    last axis.
 
     y, g: (N, M).  Returns (N, M).
 
@@ -51,7 +52,8 @@ def layer_norm_vjp(x, weight, g):
 
 
 def backward(kind, left, right, value):
-    """Task 4, stretch.  One backward sweep over a tape: the gradient of the last node with respect to every node.
+    """Task 4, stretch.  One backward sweep over a tape: the gradient of the last node with respect to every
+    node.
 
     kind, left, right: (K,) integers; value: (K,) floats.  Returns (K,) floats.  Node n is
 
@@ -60,7 +62,8 @@ def backward(kind, left, right, value):
         kind 2: value[left[n]] * value[right[n]]
         kind 3: tanh(value[left[n]])            (right[n] is 0 and means nothing)
 
-    Arguments stand before the nodes that use them, may be used several times, and may be the same on both sides.
+    Arguments stand before the nodes that use them, may be used several times, and may be the same on both
+    sides.
 
     >>> kind, left, right = np.array([0, 2, 1]), np.array([0, 0, 1]), np.array([0, 0, 0])
     >>> backward(kind, left, right, np.array([3.0, 9.0, 12.0])).tolist()        # x * x + x at x = 3

@@ -43,9 +43,14 @@ def submit(options: argparse.Namespace) -> int:
     total = len(submissions(options.folder))
     with tqdm(total=total, unit="submission", disable=None, file=sys.stderr) as bar:
         try:
-            lost = grade_class(options.folder, options.chapter, out, int(kept.read_text()), options.jobs, bar.update)
+            lost = grade_class(
+                options.folder, options.chapter, out, int(kept.read_text()), options.jobs, bar.update
+            )
         except KeyboardInterrupt:
-            print("Stopped. Every finished result is written; the same command goes on from there.", file=sys.stderr)
+            print(
+                "Stopped. Every finished result is written; the same command goes on from there.",
+                file=sys.stderr,
+            )
             return 130
     if lost:
         print(f"Look yourself at: {', '.join(map(repr, lost))}.")
@@ -66,8 +71,13 @@ def prove(options: argparse.Namespace) -> int:
     for chapter in [options.chapter] if options.chapter else chapters():
         for name, wrong in selftest(chapter):
             failed += bool(wrong)
-            print(f"{'FAILED' if wrong else 'ok':6}  {chapter}: {name}{': ' + wrong if wrong else ''}", flush=True)
-    print(f"{failed} failed." if failed else "Everything holds.  Next: python -m minattn.grade check attention")
+            print(
+                f"{'FAILED' if wrong else 'ok':6}  {chapter}: {name}{': ' + wrong if wrong else ''}",
+                flush=True,
+            )
+    print(
+        f"{failed} failed." if failed else "Everything holds.  Next: python -m minattn.grade check attention"
+    )
     return int(failed > 0)
 
 

@@ -4,8 +4,9 @@
 
 Reads one frame (source, name of the function, arguments of every call, limits), shuts the door behind itself
 (limits that cannot be raised again), runs the source as a module and calls the function once for each set of
-arguments.  Every answer leaves at once as a frame of its own, so that what was right before a crash still counts.
-No expected value ever comes here; whatever the student's code writes into the pipe is read as arrays or refused.
+arguments.  Every answer leaves at once as a frame of its own, so that what was right before a crash still
+counts. No expected value ever comes here; whatever the student's code writes into the pipe is read as arrays
+or refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import resource
 import sys
 import types
+from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, *filter(None, [os.environ.pop("GRADE_PACKAGES", "")])]
@@ -26,7 +28,8 @@ NAME = "exercises.py"
 
 
 def in_use() -> int:
-    """Bytes of private memory that the limit RLIMIT_DATA would count now, found by bisection: /proc is not here."""
+    """Bytes of private memory that the limit RLIMIT_DATA would count now, found by bisection: /proc is not
+    here."""
     low, high = 0, 2**34
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     while high - low > 2**20:
@@ -45,8 +48,16 @@ def shut(limits: dict) -> None:
     """Limits on this process from here on: memory, time, files, and no second process or thread."""
     spent = resource.getrusage(resource.RUSAGE_SELF)
     cpu = int(spent.ru_utime + spent.ru_stime + limits["cpu"]) + 1
-    bounds = {"RLIMIT_CPU": cpu, "RLIMIT_FSIZE": limits["file"], "RLIMIT_NOFILE": 32, "RLIMIT_CORE": 0,
-              "RLIMIT_NPROC": 1, "RLIMIT_MEMLOCK": 0, "RLIMIT_MSGQUEUE": 0, "RLIMIT_STACK": 2**23}
+    bounds = {
+        "RLIMIT_CPU": cpu,
+        "RLIMIT_FSIZE": limits["file"],
+        "RLIMIT_NOFILE": 32,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NPROC": 1,
+        "RLIMIT_MEMLOCK": 0,
+        "RLIMIT_MSGQUEUE": 0,
+        "RLIMIT_STACK": 2**23,
+    }
     if sys.platform == "linux":
         bounds["RLIMIT_DATA"] = in_use() + limits["memory"]
         bounds["RLIMIT_AS"] = bounds["RLIMIT_DATA"] + 2**30
@@ -67,11 +78,15 @@ def told(error: BaseException) -> dict:
             line = trace.tb_lineno
         trace = trace.tb_next
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return {"state": "error", "error": type(error).__name__[:80], "message": str(text)[:300],
-            "line": line if type(line) is int else None}
+    return {
+        "state": "error",
+        "error": type(error).__name__[:80],
+        "message": str(text)[:300],
+        "line": line if type(line) is int else None,
+    }
 
 
-def plain(value: object) -> list[np.ndarray]:
+def plain(value: Any) -> list[np.ndarray]:
     """What the function returned as a list of arrays; anything but arrays and numbers is a TypeError."""
     parts = value if type(value) in (tuple, list) else (value,)
     if len(parts) > 16:

@@ -34,13 +34,17 @@ def difference(got: np.ndarray, want: np.ndarray, tolerance: float, show: bool =
     at = f"at {list(first)}" if first else "the number"
     numbers = f" got {a[first]:.6g}, expected {b[first]:.6g};" if show else ""
     if not np.isfinite(a).all():
-        return f"{int(wrong.sum())} of {wrong.size} numbers wrong, the first {at};{numbers} some are NaN or infinite"
-    return (f"{int(wrong.sum())} of {wrong.size} numbers wrong, the first {at};{numbers} "
-            f"largest difference {off.max():.3g} (allowed {tolerance * scale:.1g})")
+        return f"{int(wrong.sum())} of {wrong.size} numbers wrong, the first {at};{numbers} some "
+        f"are NaN or infinite"
+    return (
+        f"{int(wrong.sum())} of {wrong.size} numbers wrong, the first {at};{numbers} "
+        f"largest difference {off.max():.3g} (allowed {tolerance * scale:.1g})"
+    )
 
 
 def causes(task: Task, answered: Sequence[Answered]) -> list[str]:
-    """Likely causes: known mistakes that explain every wrong answer, else what the numbers themselves suggest."""
+    """Likely causes: known mistakes that explain every wrong answer, else what the numbers themselves
+    suggest."""
     wrong = [case for case in answered if not _same(case[2], case[1], task.tolerance)]
     if not wrong:
         return []
@@ -77,9 +81,15 @@ def _same(got: list[np.ndarray], want: list[np.ndarray], tolerance: float) -> bo
 
 
 def _general(task: Task, wrong: Sequence[Answered]) -> list[str]:
-    """A sign, a factor, a lower precision, a transposed matrix: said only when it explains all wrong answers."""
-    pairs = [(name, a, b) for _, want, got in wrong if len(got) == len(want)
-             for name, a, b in zip(task.outputs, got, want, strict=True) if not agree(a, b, task.tolerance)]
+    """A sign, a factor, a lower precision, a transposed matrix: said only when it explains all wrong
+    answers."""
+    pairs = [
+        (name, a, b)
+        for _, want, got in wrong
+        if len(got) == len(want)
+        for name, a, b in zip(task.outputs, got, want, strict=True)
+        if not agree(a, b, task.tolerance)
+    ]
     if not pairs or len({name for name, _, _ in pairs}) > 1:
         return []
     name = pairs[0][0]
@@ -89,11 +99,15 @@ def _general(task: Task, wrong: Sequence[Answered]) -> list[str]:
     if not pairs or not all(np.isfinite(b).all() for _, _, b in pairs):
         return []
     if all(agree(a, b, 1e-5) for _, a, b in pairs):
-        return [f"{name} is nearly right, but not to the precision of float64: is something float32 on the way?"]
+        return [
+            f"{name} is nearly right, but not to the precision of float64: is something float32 on the way?"
+        ]
     factors = [float(np.vdot(b, a).real / np.vdot(b, b).real) for _, a, b in pairs]
     if all(agree(a, f * b, task.tolerance) for f, (_, a, b) in zip(factors, pairs, strict=True)):
         if np.ptp(factors) < 1e-6:
             return [f"{name} is {factors[0]:.6g} times what is right"]
-        return [f"{name} is right but for a factor that differs from case to case: "
-                f"{', '.join(f'{f:.4g}' for f in factors[:3])}"]
+        return [
+            f"{name} is right but for a factor that differs from case to case: "
+            f"{', '.join(f'{f:.4g}' for f in factors[:3])}"
+        ]
     return []

@@ -2,9 +2,9 @@
 
     frame = magic (4) · length of the header (4) · length of the body (8) · header (JSON) · body (raw bytes)
 
-The header says what the numbers are: ``{"info": {…}, "arrays": [["<f8", [2, 3]], …]}``.  Whoever reads a frame
-checks it against the bytes that came, so that a frame written by hostile code can be refused but can do nothing.
-This file runs on both sides of the sandbox's wall and uses NumPy and the standard library alone.
+The header says what the numbers are: ``{"info": {…}, "arrays": [["<f8", [2, 3]], …]}``.  Whoever reads a
+frame checks it against the bytes that came, so that a frame written by hostile code can be refused but can
+do nothing. This file runs on both sides of the sandbox's wall and uses NumPy and the standard library alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def pack(info: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> bytes:
     for array in arrays:
         little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
         if little.dtype.str not in DTYPES or little.ndim > MAX_DIMS:
-            raise TypeError(f"expected numbers in at most {MAX_DIMS} dimensions, got {array.dtype}, {array.ndim}")
+            raise TypeError(
+                f"expected numbers in at most {MAX_DIMS} dimensions, got {array.dtype}, {array.ndim}"
+            )
         told.append([little.dtype.str, list(little.shape)])
         chunks.append(little.tobytes())
     header = json.dumps({"info": info, "arrays": told}).encode("ascii")
@@ -52,7 +54,7 @@ def take(buffer: bytearray, limit: int) -> tuple[dict[str, Any], list[np.ndarray
     end = PREFIX.size + head + body
     if len(buffer) < end:
         return None
-    raw = bytes(buffer[PREFIX.size:end])
+    raw = bytes(buffer[PREFIX.size : end])
     del buffer[:end]
     return _read(raw[:head], raw[head:])
 
@@ -71,8 +73,11 @@ def _read(header: bytes, body: bytes) -> tuple[dict[str, Any], list[np.ndarray]]
         size = math.prod(shape) * dtype.itemsize
         if at + size > len(body):
             raise Malformed("arrays are said to be larger than the bytes that came")
-        arrays.append(np.frombuffer(body, dtype, math.prod(shape), at).reshape(shape).copy() if size
-                      else np.zeros(shape, dtype))
+        arrays.append(
+            np.frombuffer(body, dtype, math.prod(shape), at).reshape(shape).copy()
+            if size
+            else np.zeros(shape, dtype)
+        )
         at += size
     if at != len(body):
         raise Malformed("more bytes came than the arrays are said to have")
@@ -81,7 +86,9 @@ def _read(header: bytes, body: bytes) -> tuple[dict[str, Any], list[np.ndarray]]
 
 def _checked(entry: Any) -> tuple[np.dtype, tuple[int, ...]]:
     """The kind and shape that a header states, refused unless both are plain."""
-    if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in DTYPES and isinstance(entry[1], list)):
+    if not (
+        isinstance(entry, list) and len(entry) == 2 and entry[0] in DTYPES and isinstance(entry[1], list)
+    ):
         raise Malformed("an array's kind is not one of those allowed")
     shape = entry[1]
     if len(shape) > MAX_DIMS or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
@@ -91,7 +98,7 @@ def _checked(entry: Any) -> tuple[np.dtype, tuple[int, ...]]:
 
 def encode(values: dict[str, Any], arrays: list[np.ndarray]) -> dict[str, Any]:
     """Named arguments as JSON; arrays are appended to `arrays` and named by their place in it."""
-    told = {}
+    told: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray):
             told[name] = {"array": len(arrays)}
@@ -105,5 +112,9 @@ def encode(values: dict[str, Any], arrays: list[np.ndarray]) -> dict[str, Any]:
 
 def decode(told: dict[str, Any], arrays: list[np.ndarray]) -> dict[str, Any]:
     """The inverse of `encode`; every array is a copy of its own."""
-    kinds = {"array": lambda at: arrays[at].copy(), "tuple": tuple, "value": lambda value: value}
+    kinds: dict[str, Any] = {
+        "array": lambda at: arrays[at].copy(),
+        "tuple": tuple,
+        "value": lambda value: value,
+    }
     return {name: kinds[kind](what) for name, entry in told.items() for kind, what in entry.items()}

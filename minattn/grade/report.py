@@ -1,4 +1,5 @@
-"""A class at a glance: a gradebook as CSV, one HTML page that needs no network, and JUnit for other programs."""
+"""A class at a glance: a gradebook as CSV, one HTML page that needs no network, and JUnit for other
+programs."""
 
 from __future__ import annotations
 
@@ -9,22 +10,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ chapter }}: {{ results|length }}</title>
-<style>body{font:16px/1.5 sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ chapter }}: {{ results|length
+}}</title> <style>body{font:16px/1.5 sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}
 table{border-collapse:collapse}td,th{border:1px solid #999;padding:.2rem .6rem;text-align:left}</style>
-<h1>{{ chapter }}</h1><p>{{ results|length }} submissions, mean {{ '%.1f'|format(mean) }} of {{ '%g'|format(of) }}.</p>
-<h2>What was hard</h2>
+<h1>{{ chapter }}</h1><p>{{ results|length }} submissions, mean {{ '%.1f'|format(mean) }} of {{
+'%g'|format(of) }}.</p> <h2>What was hard</h2>
 <table><tr><th>task</th><th>mean</th><th>likely causes (students)</th></tr>
-{% for t in tasks %}<tr><td>{{ t.number }}. {{ t.function }}</td><td>{{ '%.1f'|format(t.mean) }} of {{ t.of }}</td>
-<td>{% for cause, n in t.causes %}{{ cause }} ({{ n }})<br>{% endfor %}</td></tr>{% endfor %}</table>
+{% for t in tasks %}<tr><td>{{ t.number }}. {{ t.function }}</td><td>{{ '%.1f'|format(t.mean) }} of {{ t.of
+}}</td> <td>{% for cause, n in t.causes %}{{ cause }} ({{ n }})<br>{% endfor %}</td></tr>{% endfor %}</table>
 <h2>Students</h2>
-{% for r in results %}<details><summary>{{ r.student }}: {{ '%g'|format(r.points) }}{% if r.problem %} ({{ r.problem }})
-{% endif %}</summary><p>Seed {{ r.seed }}. Kept apart by: {{ r.protection }}.</p>
+{% for r in results %}<details><summary>{{ r.student }}: {{ '%g'|format(r.points) }}{% if r.problem %} ({{
+r.problem }}) {% endif %}</summary><p>Seed {{ r.seed }}. Kept apart by: {{ r.protection }}.</p>
 {% for t in r.tasks %}<h4>{{ t.number }}. {{ t.function }}: {{ '%g'|format(t.points) }} of {{ t.of }}</h4>
 <p>{{ t.problem }}</p><ul>
-{% for x in t.layers %}<li>{{ x.name }} {{ '%g'|format(x.points) }} of {{ x.of }}{% for m in x.told[:3] %}<br>{{ m }}
-{% endfor %}</li>{% endfor %}{% for c in t.causes %}<li>Likely cause: {{ c }}</li>{% endfor %}</ul>{% endfor %}
-</details>{% endfor %}</html>
+{% for x in t.layers %}<li>{{ x.name }} {{ '%g'|format(x.points) }} of {{ x.of }}{% for m in x.told[:3]
+%}<br>{{ m }} {% endfor %}</li>{% endfor %}{% for c in t.causes %}<li>Likely cause: {{ c }}</li>{% endfor
+%}</ul>{% endfor %} </details>{% endfor %}</html>
 """
 
 
@@ -61,9 +62,17 @@ def page(results: list[dict[str, Any]]) -> str:
     for entry in tasks.values():
         entry["mean"], entry["causes"] = sum(entry["all"]) / len(results), entry["counted"].most_common(5)
     n = max(len(results), 1)
-    return jinja2.Environment(autoescape=True).from_string(PAGE).render(
-        results=results, tasks=list(tasks.values()), mean=sum(r["points"] for r in results) / n,
-        of=max((r["of"] for r in results), default=0), chapter=results[0]["chapter"] if results else "")
+    return (
+        jinja2.Environment(autoescape=True)
+        .from_string(PAGE)
+        .render(
+            results=results,
+            tasks=list(tasks.values()),
+            mean=sum(r["points"] for r in results) / n,
+            of=max((r["of"] for r in results), default=0),
+            chapter=results[0]["chapter"] if results else "",
+        )
+    )
 
 
 def junit(results: list[dict[str, Any]]) -> str:
@@ -72,8 +81,13 @@ def junit(results: list[dict[str, Any]]) -> str:
     for r in results:
         suite = ET.SubElement(suites, "testsuite", name=_xml(r["student"]), tests=str(len(r["tasks"])))
         for t in r["tasks"]:
-            case = ET.SubElement(suite, "testcase", classname=_xml(r["chapter"]), name=t["function"],
-                                 time=f"{t['seconds']:.3f}")
+            case = ET.SubElement(
+                suite,
+                "testcase",
+                classname=_xml(r["chapter"]),
+                name=t["function"],
+                time=f"{t['seconds']:.3f}",
+            )
             if t["points"] < t["of"]:
                 told = [t["problem"], *(m for x in t["layers"] for m in x["told"]), *t["causes"]]
                 lost = ET.SubElement(case, "failure", message=f"{t['points']:g} of {t['of']:g}")

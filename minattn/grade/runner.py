@@ -38,7 +38,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why there is no answer: the exception's name (or "limit", "crash", "forged"), its text, and the line."""
+    """Why there is no answer: the exception's name (or "limit", "crash", "forged"), its text, and the
+    line."""
 
     kind: str
     message: str
@@ -89,7 +90,9 @@ class _Inbox:
 
     def _hear(self, info: dict[str, Any], arrays: list[np.ndarray]) -> None:
         state = info.get("state")
-        problem = Problem(_short(info.get("error"), 80), _short(info.get("message"), 300), _line(info.get("line")))
+        problem = Problem(
+            _short(info.get("error"), 80), _short(info.get("message"), 300), _line(info.get("line"))
+        )
         if not self.loaded:
             if state == "loaded":
                 self.loaded = True
@@ -103,8 +106,13 @@ class _Inbox:
         self.answers.append(arrays if state == "ok" else problem)
 
 
-def run(source: bytes, function: str, calls: Sequence[dict[str, Any]], limits: Limits | None = None,
-        sandbox: Sandbox | None = None) -> Run:
+def run(
+    source: bytes,
+    function: str,
+    calls: Sequence[dict[str, Any]],
+    limits: Limits | None = None,
+    sandbox: Sandbox | None = None,
+) -> Run:
     """Call a submission's function once for each set of named arguments, in one process of its own."""
     limits = Limits() if limits is None else limits
     sandbox = best() if sandbox is None else sandbox
@@ -126,7 +134,9 @@ def run(source: bytes, function: str, calls: Sequence[dict[str, Any]], limits: L
 def _converse(job: bytes, inbox: _Inbox, limits: Limits, sandbox: Sandbox) -> tuple[bytes, Problem]:
     """The life of one child: what it printed, and how it ended."""
     place = Path(tempfile.mkdtemp(prefix="grade-"))
-    sealed = os.memfd_create("job") if hasattr(os, "memfd_create") else os.dup(tempfile.TemporaryFile().fileno())
+    sealed = (
+        os.memfd_create("job") if hasattr(os, "memfd_create") else os.dup(tempfile.TemporaryFile().fileno())
+    )
     os.write(sealed, job) if len(job) < 2**20 else _write_all(sealed, job)
     os.lseek(sealed, 0, os.SEEK_SET)
     hear, speak = os.pipe()
@@ -135,10 +145,18 @@ def _converse(job: bytes, inbox: _Inbox, limits: Limits, sandbox: Sandbox) -> tu
         os.chown(place, sandbox.user, sandbox.user)
     try:
         child = subprocess.Popen(
-            sandbox.command(place, [str(sealed), str(speak)]), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, pass_fds=(sealed, speak), cwd=place, env=sandbox.environment,
-            start_new_session=True, user=sandbox.user, group=sandbox.user,
-            extra_groups=None if sandbox.user is None else [])
+            sandbox.command(place, [str(sealed), str(speak)]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(sealed, speak),
+            cwd=place,
+            env=sandbox.environment,
+            start_new_session=True,
+            user=sandbox.user,
+            group=sandbox.user,
+            extra_groups=None if sandbox.user is None else [],
+        )
         os.close(speak)
         speak = -1
         try:
@@ -155,7 +173,7 @@ def _converse(job: bytes, inbox: _Inbox, limits: Limits, sandbox: Sandbox) -> tu
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view[:2**26]):]
+        view = view[os.write(descriptor, view[: 2**26]) :]
 
 
 def _listen(child: subprocess.Popen, hear: int, inbox: _Inbox, limits: Limits) -> tuple[bytes, Problem]:
@@ -181,7 +199,7 @@ def _listen(child: subprocess.Popen, hear: int, inbox: _Inbox, limits: Limits) -
                 elif key.fd == hear:
                     inbox.feed(chunk)
                 else:
-                    printed += chunk[:PRINTED - len(printed)]
+                    printed += chunk[: PRINTED - len(printed)]
             if not ready and child.poll() is not None:
                 break  # a descendant may still hold the pipes; it is ended with the child
         try:
@@ -216,12 +234,16 @@ def _end(child: subprocess.Popen, sandbox: Sandbox) -> None:
 
 
 def _sweep() -> None:
-    """End strays that a submission left to this process, which adopts orphans: none of ours outlives `run`."""
+    """End strays that a submission left to this process, which adopts orphans: none of ours outlives
+    `run`."""
     if sys.platform != "linux":
         return
     for _ in range(50):
-        strays = [int(p.name) for p in Path("/proc").glob("[0-9]*") if _parent(p) == os.getpid()
-                  and _session(p) != os.getsid(0)]
+        strays = [
+            int(p.name)
+            for p in Path("/proc").glob("[0-9]*")
+            if _parent(p) == os.getpid() and _session(p) != os.getsid(0)
+        ]
         if not strays:
             return
         for pid in strays:
@@ -297,7 +319,8 @@ def look(file, grader):
         pass
     return np.array(found)
 """
-"""Tries the network, a file of the library, this process's entry, a second process, and a signal to the grader."""
+"""Tries the network, a file of the library, this process's entry, a second process, and a signal to the
+grader."""
 
 
 def probe(sandbox: Sandbox) -> Sandbox | None:
@@ -321,4 +344,6 @@ def best() -> Sandbox:
         tried = probe(sandbox)
         if tried is not None:
             return tried
-    raise RuntimeError("no student's code can be run here: not even a plain process of Python with NumPy answers")
+    raise RuntimeError(
+        "no student's code can be run here: not even a plain process of Python with NumPy answers"
+    )

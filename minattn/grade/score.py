@@ -1,7 +1,7 @@
 """From answers to points and words: layers, differences, likely causes.
 
-Nothing is earned by returning something: the layers other than values pay only if some value was right.  Each pays
-for the part of its cases that passed, so a hidden case that fails costs itself alone.
+Nothing is earned by returning something: the layers other than values pay only if some value was right.
+Each pays for the part of its cases that passed, so a hidden case that fails costs itself alone.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class TaskReport:
 
 @dataclass
 class Report:
-    """One submission: points, tasks, what kept its code apart, and the seed that draws the same cases again."""
+    """One submission: points, tasks, what kept its code apart, and the seed that draws the same cases
+    again."""
 
     student: str
     seed: int
@@ -76,8 +77,15 @@ class Report:
         return asdict(self)
 
 
-def grade(source: bytes, tasks: Sequence[Task], *, student: str = "", seed: int = 0, limits: Limits | None = None,
-          sandbox: Sandbox | None = None) -> Report:
+def grade(
+    source: bytes,
+    tasks: Sequence[Task],
+    *,
+    student: str = "",
+    seed: int = 0,
+    limits: Limits | None = None,
+    sandbox: Sandbox | None = None,
+) -> Report:
     """Grade one submission.
 
     Parameters
@@ -97,7 +105,9 @@ def grade(source: bytes, tasks: Sequence[Task], *, student: str = "", seed: int 
     for task in tasks:
         report, stuck = _grade_task(source, task, student, seed, limits, sandbox, stuck)
         found.append(report)
-    return Report(student, seed, sum(t.points for t in found), sum(t.of for t in found), sandbox.told(), found)
+    return Report(
+        student, seed, sum(t.points for t in found), sum(t.of for t in found), sandbox.told(), found
+    )
 
 
 def _rng(*key: Any) -> np.random.Generator:
@@ -105,7 +115,8 @@ def _rng(*key: Any) -> np.random.Generator:
 
 
 def questions(task: Task, student: str, seed: int) -> list[Case]:
-    """All cases of a task but the large one: public ones are always the same, hidden ones are drawn afresh."""
+    """All cases of a task but the large one: public ones are always the same, hidden ones are drawn
+    afresh."""
     cases = []
     for i in range(PUBLIC + HIDDEN):
         public = i < PUBLIC
@@ -122,9 +133,17 @@ def _case(name: str, layer: str, public: bool, task: Task, inputs: dict[str, Any
     return Case(name, layer, public, inputs, want)
 
 
-def _grade_task(source: bytes, task: Task, student: str, seed: int, limits: Limits, sandbox: Sandbox,
-                stuck: Problem | None) -> tuple[TaskReport, Problem | None]:
-    """One task; `stuck` is why the module could not be loaded for the task before, which is not tried again."""
+def _grade_task(
+    source: bytes,
+    task: Task,
+    student: str,
+    seed: int,
+    limits: Limits,
+    sandbox: Sandbox,
+    stuck: Problem | None,
+) -> tuple[TaskReport, Problem | None]:
+    """One task; `stuck` is why the module could not be loaded for the task before, which is not tried
+    again."""
     cases = questions(task, student, seed)
     if stuck is not None:
         ran = Run([stuck] * len(cases), stuck)
@@ -145,10 +164,19 @@ def _grade_task(source: bytes, task: Task, student: str, seed: int, limits: Limi
     for layer in layers:
         if not right:
             layer.points = 0.0
-    report = TaskReport(task.number, task.function, round(sum(x.points for x in layers), 6), task.total, layers,
-                        printed=ran.printed, seconds=ran.seconds)
+    report = TaskReport(
+        task.number,
+        task.function,
+        round(sum(x.points for x in layers), 6),
+        task.total,
+        layers,
+        printed=ran.printed,
+        seconds=ran.seconds,
+    )
     _explain(report, task, cases, ran.broken)
-    lost = ran.broken if ran.broken is not None and (ran.broken.kind != "NameError") and not ran.loaded else None
+    lost = (
+        ran.broken if ran.broken is not None and (ran.broken.kind != "NameError") and not ran.loaded else None
+    )
     return report, lost
 
 
@@ -201,7 +229,9 @@ def _values(task: Task, cases: list[Case], layer: str) -> Layer:
     passed, told = 0.0, []
     for case in cases:
         if isinstance(case.got, Problem) or len(case.got) != len(case.want):
-            told.append(f"{case.name}: {case.got if isinstance(case.got, Problem) else _misshapen(task, case)}")
+            told.append(
+                f"{case.name}: {case.got if isinstance(case.got, Problem) else _misshapen(task, case)}"
+            )
             continue
         for name, got, want in zip(task.outputs, case.got, case.want, strict=True):
             text = difference(got, want, task.tolerance, show=case.public)
@@ -218,8 +248,10 @@ def _gradients(task: Task, cases: list[Case], rng: np.random.Generator) -> Layer
     for case in cases:
         x = {name: value for name, value in case.inputs.items() if name != "g"}
         v = {name: rng.standard_normal(x[name].shape) for name in task.wrt}
-        ahead, behind = (np.sum(case.inputs["g"] * task.forward(**{**x, **{n: x[n] + h * v[n] for n in v}}))
-                         for h in (step, -step))
+        ahead, behind = (
+            np.sum(case.inputs["g"] * task.forward(**{**x, **{n: x[n] + h * v[n] for n in v}}))
+            for h in (step, -step)
+        )
         want = (ahead - behind) / (2 * step)
         if isinstance(case.got, Problem) or _misshapen(task, case):
             told.append(f"{case.name}: no gradient to check")
@@ -229,13 +261,16 @@ def _gradients(task: Task, cases: list[Case], rng: np.random.Generator) -> Layer
         if abs(got - want) <= 1e-6 * (1 + abs(want)):
             passed += 1
         else:
-            told.append(f"{case.name}: along a random direction your gradients promise a change of {got:.6g}, "
-                        f"the function changes by {want:.6g}")
+            told.append(
+                f"{case.name}: along a random direction your gradients promise a change of {got:.6g}, "
+                f"the function changes by {want:.6g}"
+            )
     return _layer(task, "gradients", passed, len(cases), told)
 
 
-def _bytes(source: bytes, task: Task, rng: np.random.Generator, limits: Limits, sandbox: Sandbox,
-           right: bool) -> Layer:
+def _bytes(
+    source: bytes, task: Task, rng: np.random.Generator, limits: Limits, sandbox: Sandbox, right: bool
+) -> Layer:
     """The large case in a process whose memory is bounded; not tried when no small one was right."""
     assert task.large is not None
     if not right:

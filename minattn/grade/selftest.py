@@ -1,4 +1,5 @@
-"""The grader graded: blanks get nothing, references everything, and every known mistake is called by its name."""
+"""The grader graded: blanks get nothing, references everything, and every known mistake is called by its
+name."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ def selftest(chapter: str) -> Iterator[tuple[str, str]]:
     for task in tasks:
         right = grade(as_submission(task.solution, task.function), [task], seed=1)
         told = [f"{layer.name}: {text}" for t in right.tasks for layer in t.layers for text in layer.told]
-        yield f"{task.function}: reference gets all", "" if right.points == task.total else "; ".join(told) or "?"
+        yield (
+            f"{task.function}: reference gets all",
+            "" if right.points == task.total else "; ".join(told) or "?",
+        )
         for mistake in task.mistakes:
             yield f"{task.function}: {mistake.__name__}", _noticed(task, mistake)
 

@@ -1,7 +1,7 @@
 """A class graded: in parallel, one result file a submission, and on from there after whatever stopped it.
 
-A result is written whole or not at all.  A killed worker loses the submission that it was at, which is graded again;
-one at which workers die three times gets no points and is marked for the teacher's eyes.
+A result is written whole or not at all.  A killed worker loses the submission that it was at, which is
+graded again; one at which workers die three times gets no points and is marked for the teacher's eyes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ class Submission:
     def result(self) -> str:
         """The name of its result file: readable, unique, and without anything that a path could mean."""
         raw = os.fsencode(self.student)
-        plain = re.sub(r"[^A-Za-z0-9]+", "-", self.student.encode("ascii", "replace").decode())[:40].strip("-")
+        plain = re.sub(r"[^A-Za-z0-9]+", "-", self.student.encode("ascii", "replace").decode())[:40].strip(
+            "-"
+        )
         return f"{plain or 'student'}.{hashlib.sha256(raw).hexdigest()[:10]}.json"
 
 
 def submissions(folder: Path) -> list[Submission]:
-    """``<student>.py`` and ``<student>/exercises.py``, in order of name; links are listed, and refused on reading."""
+    """``<student>.py`` and ``<student>/exercises.py``, in order of name; links are listed, and refused on
+    reading."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.is_dir(follow_symlinks=False):
@@ -53,7 +56,8 @@ def submissions(folder: Path) -> list[Submission]:
 
 
 def read(file: Path) -> bytes:
-    """The bytes of a plain file of bounded size; OSError says what else it is. Links and pipes are not opened."""
+    """The bytes of a plain file of bounded size; OSError says what else it is. Links and pipes are not
+    opened."""
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as opened:
         kind = os.fstat(descriptor)
@@ -73,7 +77,9 @@ def grade_file(submission: Submission, chapter: str, seed: int, out: Path) -> No
     except OSError as e:
         problem = f"the file could not be read: {e.strerror or e}"
     report = grade(source, tasks, student=submission.student, seed=seed).as_dict()
-    _write(out / submission.result, {**report, "chapter": chapter, "problem": problem, "sha256": _digest(source)})
+    _write(
+        out / submission.result, {**report, "chapter": chapter, "problem": problem, "sha256": _digest(source)}
+    )
 
 
 def _digest(source: bytes) -> str:
@@ -96,8 +102,9 @@ def _done(submission: Submission, chapter: str, seed: int, out: Path) -> bool:
     return (kept["chapter"], kept["seed"], kept["sha256"]) == (chapter, seed, _digest(source))
 
 
-def grade_class(folder: Path, chapter: str, out: Path, seed: int, jobs: int,
-                tick: Callable[[], None] = lambda: None) -> list[str]:
+def grade_class(
+    folder: Path, chapter: str, out: Path, seed: int, jobs: int, tick: Callable[[], None] = lambda: None
+) -> list[str]:
     """Grade all that has no result yet; returns the students whose grading killed its worker every time."""
     out.mkdir(parents=True, exist_ok=True)
     for part in out.glob("*.part"):
@@ -123,8 +130,9 @@ def grade_class(folder: Path, chapter: str, out: Path, seed: int, jobs: int,
     return [r["student"] for r in results(out) if r["problem"].startswith("the grader")]
 
 
-def _pass(batch: list[Submission], chapter: str, seed: int, out: Path, jobs: int,
-          tick: Callable[[], None]) -> list[Submission]:
+def _pass(
+    batch: list[Submission], chapter: str, seed: int, out: Path, jobs: int, tick: Callable[[], None]
+) -> list[Submission]:
     """One pool of workers; returns what has no result because the pool broke."""
     died = []
     with ProcessPoolExecutor(jobs) as pool:
@@ -141,8 +149,17 @@ def _pass(batch: list[Submission], chapter: str, seed: int, out: Path, jobs: int
 
 def _lost(submission: Submission, chapter: str, seed: int) -> dict[str, Any]:
     of = sum(t.total for t in tasks_of(chapter))
-    return {"student": submission.student, "seed": seed, "points": 0.0, "of": of, "protection": "", "tasks": [],
-            "chapter": chapter, "sha256": "", "problem": f"the grader was killed {TRIES} times at it: look yourself"}
+    return {
+        "student": submission.student,
+        "seed": seed,
+        "points": 0.0,
+        "of": of,
+        "protection": "",
+        "tasks": [],
+        "chapter": chapter,
+        "sha256": "",
+        "problem": f"the grader was killed {TRIES} times at it: look yourself",
+    }
 
 
 def results(out: Path) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ A `Task` says what is drawn, what is right, what is often wrong, and what each l
     limits      named special cases
     bytes       the answer is right within so many bytes of memory: the system enforces it, nobody is asked
 
-A wrong answer that is often given is a function whose docstring is the diagnosis.  Wrong answers and `solution` are
-sent through the sandbox as source text, so each must stand alone with ``np``.
+A wrong answer that is often given is a function whose docstring is the diagnosis.  Wrong answers and
+`solution` are sent through the sandbox as source text, so each must stand alone with ``np``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Task:
     hints : three, each saying more than the one before.
     mistakes : at least three wrong answers as functions; the docstring says what is wrong.
     limits : special cases.
-    forward, wrt : for a task that returns gradients: the plain function that it differentiates, and the arguments.
+    forward, wrt : for a task that returns gradients: the plain function that it differentiates, and of what.
     large, memory : an input, and the bytes in which it must be answered.
     tolerance : of differences, relative to the largest expected number.
     """
@@ -78,9 +78,15 @@ class Task:
     def __post_init__(self) -> None:
         unknown = set(self.points) - set(LAYERS)
         if unknown or len(self.hints) != 3 or len(self.mistakes) < 3:
-            raise ValueError(f"{self.function}: expected layers of {LAYERS}, three hints and three mistakes or more, "
-                             f"got {sorted(self.points)}, {len(self.hints)}, {len(self.mistakes)}")
-        needs = {"limits": bool(self.limits), "gradients": self.forward is not None, "bytes": self.large is not None}
+            raise ValueError(
+                f"{self.function}: expected layers of {LAYERS}, three hints and three mistakes or more, "
+                f"got {sorted(self.points)}, {len(self.hints)}, {len(self.mistakes)}"
+            )
+        needs = {
+            "limits": bool(self.limits),
+            "gradients": self.forward is not None,
+            "bytes": self.large is not None,
+        }
         for layer, has in needs.items():
             if (layer in self.points) != has:
                 raise ValueError(f"points: expected {layer} exactly when it is declared, in {self.function}")

@@ -17,11 +17,15 @@ def sizes(rng):
 def draw_qkv(rng, scale=1.0, **fixed):
     B, H, N, M, D, E = sizes(rng)
     N, M = fixed.get("N", N), fixed.get("M", M)
-    return {"q": scale * rng.standard_normal((B, H, N, D)), "k": scale * rng.standard_normal((B, H, M, D)),
-            "v": rng.standard_normal((B, H, M, E))}
+    return {
+        "q": scale * rng.standard_normal((B, H, N, D)),
+        "k": scale * rng.standard_normal((B, H, M, D)),
+        "v": rng.standard_normal((B, H, M, E)),
+    }
 
 
 # --- task 1 -----------------------------------------------------------------------------------------------
+
 
 def draw_scores(rng, scale=1.0, empty=False):
     B, H, N, M, _, _ = sizes(rng)
@@ -74,6 +78,7 @@ def overflowing(scores, visible):
 
 # --- task 2 -----------------------------------------------------------------------------------------------
 
+
 def attention_solution(q, k, v):
     out = np.zeros((*q.shape[:3], v.shape[3]))
     for b, h, i in np.ndindex(q.shape[:3]):
@@ -113,6 +118,7 @@ def not_normalised(q, k, v):
 
 # --- task 3 -----------------------------------------------------------------------------------------------
 
+
 def draw_backward(rng, **fixed):
     x = draw_qkv(rng, **fixed)
     return {**x, "g": rng.standard_normal((*x["q"].shape[:3], x["v"].shape[3]))}
@@ -138,7 +144,8 @@ def backward_solution(q, k, v, g):
 
 
 def diagonal_only(q, k, v, g):
-    """ds = p * dp lacks the second part of softmax's derivative: minus p times the sum of p * dp over the row."""
+    """ds = p * dp lacks the second part of softmax's derivative: minus p times the sum of p * dp over the
+    row."""
     root = np.sqrt(q.shape[-1])
     s = q @ np.swapaxes(k, -1, -2) / root
     p = np.exp(s - s.max(-1, keepdims=True))
@@ -171,6 +178,7 @@ def cotangent_of_ones(q, k, v, g):
 
 # --- task 4 -----------------------------------------------------------------------------------------------
 
+
 def draw_tiled(rng, scale=1.0):
     """Scores that grow from key to key, so that every tile has a new largest; a last tile that is shorter."""
     x = draw_qkv(rng, scale)
@@ -194,11 +202,11 @@ def tiled_solution(q, k, v, tile):
     m = np.full((*q.shape[:3], 1), -np.inf)
     z, u = np.zeros(m.shape), np.zeros((*q.shape[:3], v.shape[3]))
     for start in range(0, k.shape[2], tile):
-        s = q @ np.swapaxes(k[:, :, start:start + tile], -1, -2) / np.sqrt(q.shape[3])
+        s = q @ np.swapaxes(k[:, :, start : start + tile], -1, -2) / np.sqrt(q.shape[3])
         new = np.maximum(m, s.max(-1, keepdims=True))
         e = np.exp(s - new)
         z = z * np.exp(m - new) + e.sum(-1, keepdims=True)
-        u = u * np.exp(m - new) + e @ v[:, :, start:start + tile]
+        u = u * np.exp(m - new) + e @ v[:, :, start : start + tile]
         m = new
     return u / z
 
@@ -208,10 +216,10 @@ def never_rescaled(q, k, v, tile):
     m = np.full((*q.shape[:3], 1), -np.inf)
     z, u = np.zeros(m.shape), np.zeros((*q.shape[:3], v.shape[3]))
     for start in range(0, k.shape[2], tile):
-        s = q @ np.swapaxes(k[:, :, start:start + tile], -1, -2) / np.sqrt(q.shape[3])
+        s = q @ np.swapaxes(k[:, :, start : start + tile], -1, -2) / np.sqrt(q.shape[3])
         m = np.maximum(m, s.max(-1, keepdims=True))
         e = np.exp(s - m)
-        z, u = z + e.sum(-1, keepdims=True), u + e @ v[:, :, start:start + tile]
+        z, u = z + e.sum(-1, keepdims=True), u + e @ v[:, :, start : start + tile]
     return u / z
 
 
@@ -229,42 +237,89 @@ def mean_of_tiles(q, k, v, tile):
     """Every tile counts alike; a tile must count by its total of exponentials."""
     outs = []
     for start in range(0, k.shape[2], tile):
-        s = q @ np.swapaxes(k[:, :, start:start + tile], -1, -2) / np.sqrt(q.shape[3])
+        s = q @ np.swapaxes(k[:, :, start : start + tile], -1, -2) / np.sqrt(q.shape[3])
         p = np.exp(s - s.max(-1, keepdims=True))
-        outs.append(p / p.sum(-1, keepdims=True) @ v[:, :, start:start + tile])
+        outs.append(p / p.sum(-1, keepdims=True) @ v[:, :, start : start + tile])
     return sum(outs) / len(outs)
 
 
 TASKS = [
-    Task(1, "masked_softmax", "warm-up", {"runs": 1, "shapes": 1, "values": 6, "limits": 2},
-         draw_scores, softmax_reference, softmax_solution,
-         ("What must a hidden score be, so that its exponential is 0?",
-          "Take the largest visible score of each row off before exp: the weights do not change.",
-          "The largest of an empty row is minus infinity, and inf - inf is NaN: put 0 there, and divide by 1."),
-         (wrong_axis, zero_for_hidden, masked_too_late, overflowing),
-         limits=(Limit("scores of about 1000", lambda rng: draw_scores(rng, 1000.0)),
-                 Limit("a row in which nothing is visible", lambda rng: draw_scores(rng, empty=True)))),
-    Task(2, "attention", "core", {"runs": 1, "shapes": 1, "values": 6, "limits": 2},
-         draw_qkv, at.attention, attention_solution,
-         ("Two products of matrices with a softmax between them.",
-          "np.swapaxes(k, -1, -2) turns keys into columns; `@` works over all batches and heads at once.",
-          "scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(D), softmax over axis -1, then @ v."),
-         (no_scale, scale_by_d, over_queries, not_normalised),
-         limits=(Limit("logits beyond exp's range", lambda rng: draw_qkv(rng, 30.0)),
-                 Limit("a single key", lambda rng: draw_qkv(rng, M=1)))),
-    Task(3, "attention_backward", "core", {"runs": 1, "shapes": 1, "values": 6, "gradients": 2},
-         draw_backward, backward_reference, backward_solution,
-         ("Compute the weights p first, as in task 2; each line of the specification is then one expression.",
-          "A sum over i of p[i, j] * g[i] is np.swapaxes(p, -1, -2) @ g.",
-          "ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / sqrt(D); then ds @ k and its transpose @ q."),
-         (diagonal_only, scale_lost, cotangent_of_ones), outputs=("dq", "dk", "dv"),
-         forward=attention_solution, wrt=("q", "k", "v")),
-    Task(4, "tiled_attention", "stretch", {"runs": 1, "shapes": 1, "values": 6, "limits": 1, "bytes": 1},
-         draw_tiled, tiled_reference, tiled_solution,
-         ("Start from m = -inf, z = 0 and u = 0 for every query; exp(-inf) is 0, so the first tile needs no care.",
-          "When m grows, all that was summed so far is too large by exp(new - m): multiply z and u by exp(m - new).",
-          "range(0, M, tile) and a slice [start:start + tile] take the shorter last tile along."),
-         (never_rescaled, last_tile_dropped, mean_of_tiles),
-         limits=(Limit("logits beyond exp's range", lambda rng: draw_tiled(rng, 30.0)),),
-         large=draw_large, memory=48 * 2**20),
+    Task(
+        1,
+        "masked_softmax",
+        "warm-up",
+        {"runs": 1, "shapes": 1, "values": 6, "limits": 2},
+        draw_scores,
+        softmax_reference,
+        softmax_solution,
+        (
+            "What must a hidden score be, so that its exponential is 0?",
+            "Take the largest visible score of each row off before exp: the weights do not change.",
+            "The largest of an empty row is minus infinity, and inf - inf is NaN: put 0 there, "
+            "and divide by 1.",
+        ),
+        (wrong_axis, zero_for_hidden, masked_too_late, overflowing),
+        limits=(
+            Limit("scores of about 1000", lambda rng: draw_scores(rng, 1000.0)),
+            Limit("a row in which nothing is visible", lambda rng: draw_scores(rng, empty=True)),
+        ),
+    ),
+    Task(
+        2,
+        "attention",
+        "core",
+        {"runs": 1, "shapes": 1, "values": 6, "limits": 2},
+        draw_qkv,
+        at.attention,
+        attention_solution,
+        (
+            "Two products of matrices with a softmax between them.",
+            "np.swapaxes(k, -1, -2) turns keys into columns; `@` works over all batches and heads at once.",
+            "scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(D), softmax over axis -1, then @ v.",
+        ),
+        (no_scale, scale_by_d, over_queries, not_normalised),
+        limits=(
+            Limit("logits beyond exp's range", lambda rng: draw_qkv(rng, 30.0)),
+            Limit("a single key", lambda rng: draw_qkv(rng, M=1)),
+        ),
+    ),
+    Task(
+        3,
+        "attention_backward",
+        "core",
+        {"runs": 1, "shapes": 1, "values": 6, "gradients": 2},
+        draw_backward,
+        backward_reference,
+        backward_solution,
+        (
+            "Compute the weights p first, as in task 2; each line of the specification is then "
+            "one expression.",
+            "A sum over i of p[i, j] * g[i] is np.swapaxes(p, -1, -2) @ g.",
+            "ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / sqrt(D); then ds @ k and its transpose @ q.",
+        ),
+        (diagonal_only, scale_lost, cotangent_of_ones),
+        outputs=("dq", "dk", "dv"),
+        forward=attention_solution,
+        wrt=("q", "k", "v"),
+    ),
+    Task(
+        4,
+        "tiled_attention",
+        "stretch",
+        {"runs": 1, "shapes": 1, "values": 6, "limits": 1, "bytes": 1},
+        draw_tiled,
+        tiled_reference,
+        tiled_solution,
+        (
+            "Start from m = -inf, z = 0 and u = 0 for every query; exp(-inf) is 0, so the first "
+            "tile needs no care.",
+            "When m grows, all that was summed so far is too large by exp(new - m): multiply z "
+            "and u by exp(m - new).",
+            "range(0, M, tile) and a slice [start:start + tile] take the shorter last tile along.",
+        ),
+        (never_rescaled, last_tile_dropped, mean_of_tiles),
+        limits=(Limit("logits beyond exp's range", lambda rng: draw_tiled(rng, 30.0)),),
+        large=draw_large,
+        memory=48 * 2**20,
+    ),
 ]

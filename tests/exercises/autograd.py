@@ -27,12 +27,14 @@ def softmax_solution(y, g):
 
 
 def diagonal_only(y, g):
-    """An entry of the softmax depends on all entries of x: y * g lacks minus y times the row's sum of y * g."""
+    """An entry of the softmax depends on all entries of x: y * g lacks minus y times the row's sum of y *
+    g."""
     return y * g
 
 
 def like_a_sigmoid(y, g):
-    """y * (1 - y) * g is the derivative of a sigmoid, entry by entry; a softmax ties the entries of a row together."""
+    """y * (1 - y) * g is the derivative of a sigmoid, entry by entry; a softmax ties the entries of a row
+    together."""
     return y * (1 - y) * g
 
 
@@ -48,10 +50,13 @@ def unweighted_sum(y, g):
 
 # --- task 2 -----------------------------------------------------------------------------------------------
 
+
 def draw_broadcast(rng, shape=None, full=None):
     if shape is None:
         full = tuple(int(n) for n in rng.permutation([2, 3, 4, 5])[:3])
-        shape = [(1, *full[1:]), (full[1], 1), (full[0], 1, full[2]), (1, 1, full[2]), (full[2],)][rng.integers(5)]
+        shape = [(1, *full[1:]), (full[1], 1), (full[0], 1, full[2]), (1, 1, full[2]), (full[2],)][
+            rng.integers(5)
+        ]
     return {"g": rng.standard_normal(full), "shape": shape}
 
 
@@ -62,7 +67,7 @@ def unbroadcast_reference(g, shape):
 def unbroadcast_solution(g, shape):
     out = np.zeros(shape)
     for at in np.ndindex(g.shape):
-        tail = at[len(at) - len(shape):]
+        tail = at[len(at) - len(shape) :]
         out[tuple(i if n > 1 else 0 for i, n in zip(tail, shape, strict=True))] += g[at]
     return out
 
@@ -101,9 +106,14 @@ def leading_axes_only(g, shape):
 
 # --- task 3 -----------------------------------------------------------------------------------------------
 
+
 def draw_norm(rng, scale=1.0):
     N, D = rng.permutation([3, 4, 6])[:2]
-    return {"x": scale * rng.standard_normal((N, D)) + 1, "weight": 1 + rng.random(D), "g": rng.standard_normal((N, D))}
+    return {
+        "x": scale * rng.standard_normal((N, D)) + 1,
+        "weight": 1 + rng.random(D),
+        "g": rng.standard_normal((N, D)),
+    }
 
 
 def norm_reference(x, weight, g):
@@ -122,9 +132,9 @@ def norm_solution(x, weight, g):
     xhat = np.zeros(x.shape)
     for i in range(N):
         c = x[i] - x[i].mean()
-        s = np.sqrt((c ** 2).mean() + 1e-5)
+        s = np.sqrt((c**2).mean() + 1e-5)
         xhat[i] = c / s
-        jacobian = (np.eye(D) - 1 / D) / s - np.outer(c, c) / (D * s ** 3)
+        jacobian = (np.eye(D) - 1 / D) / s - np.outer(c, c) / (D * s**3)
         dx[i] = jacobian.T @ (weight * g[i])
     return dx, (g * xhat).sum(0), g.sum(0)
 
@@ -132,14 +142,15 @@ def norm_solution(x, weight, g):
 def statistics_constant(x, weight, g):
     """The mean and the variance depend on x: dx needs their derivatives, not only weight * g / deviation."""
     c = x - x.mean(-1, keepdims=True)
-    s = np.sqrt((c ** 2).mean(-1, keepdims=True) + 1e-5)
+    s = np.sqrt((c**2).mean(-1, keepdims=True) + 1e-5)
     return weight * g / s, (g * c / s).sum(0), g.sum(0)
 
 
 def variance_constant(x, weight, g):
-    """The mean's part of dx is there, the variance's is missing: minus xhat times the row's mean of h * xhat."""
+    """The mean's part of dx is there, the variance's is missing: minus xhat times the row's mean of h *
+    xhat."""
     c = x - x.mean(-1, keepdims=True)
-    s = np.sqrt((c ** 2).mean(-1, keepdims=True) + 1e-5)
+    s = np.sqrt((c**2).mean(-1, keepdims=True) + 1e-5)
     h = weight * g
     return (h - h.mean(-1, keepdims=True)) / s, (g * c / s).sum(0), g.sum(0)
 
@@ -147,13 +158,14 @@ def variance_constant(x, weight, g):
 def weight_forgotten(x, weight, g):
     """The gradient that reaches xhat is weight * g; here it is g alone."""
     c = x - x.mean(-1, keepdims=True)
-    s = np.sqrt((c ** 2).mean(-1, keepdims=True) + 1e-5)
+    s = np.sqrt((c**2).mean(-1, keepdims=True) + 1e-5)
     y = c / s
     dx = (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True)) / s
     return dx, (g * y).sum(0), g.sum(0)
 
 
 # --- task 4 -----------------------------------------------------------------------------------------------
+
 
 def draw_tape(rng, inputs=3, nodes=9):
     kind, left, right = [0] * inputs, [0] * inputs, [0] * inputs
@@ -164,7 +176,12 @@ def draw_tape(rng, inputs=3, nodes=9):
         i, j = (i, i) if n == inputs else (i, j)
         kind, left, right = [*kind, k], [*left, i], [*right, j]
         value.append({1: value[i] + value[j], 2: value[i] * value[j], 3: np.tanh(value[i])}[k])
-    return {"kind": np.array(kind), "left": np.array(left), "right": np.array(right), "value": np.array(value)}
+    return {
+        "kind": np.array(kind),
+        "left": np.array(left),
+        "right": np.array(right),
+        "value": np.array(value),
+    }
 
 
 def tape_reference(kind, left, right, value):
@@ -172,7 +189,15 @@ def tape_reference(kind, left, right, value):
     asked = [Tensor(np.array(0.0), requires_grad=True) for _ in kind]
     nodes = []
     for n, (k, i, j) in enumerate(zip(kind, left, right, strict=True)):
-        x = value[n] if k == 0 else nodes[i] + nodes[j] if k == 1 else nodes[i] * nodes[j] if k == 2 else nodes[i].tanh()
+        x = (
+            value[n]
+            if k == 0
+            else nodes[i] + nodes[j]
+            if k == 1
+            else nodes[i] * nodes[j]
+            if k == 2
+            else nodes[i].tanh()
+        )
         nodes.append(x + asked[n])
     grads = ag.grad(nodes[-1], asked, allow_unused=True)
     return np.array([0.0 if d is None else d.item() for d in grads])
@@ -248,38 +273,84 @@ def tanh_of_the_argument(kind, left, right, value):
 
 
 TASKS = [
-    Task(1, "softmax_vjp", "warm-up", {"runs": 1, "shapes": 1, "values": 7, "limits": 1},
-         draw_softmax, softmax_reference, softmax_solution,
-         ("Write the sum over l out as two sums: one has a single term.",
-          "The second sum does not depend on j but for the factor y[i, j].",
-          "dx = y * (g - s), where s is the row's sum of g * y with keepdims=True."),
-         (diagonal_only, like_a_sigmoid, over_rows, unweighted_sum),
-         limits=(Limit("rows that are nearly one-hot", lambda rng: draw_softmax(rng, 8.0)),
-                 Limit("two entries", lambda rng: draw_softmax(rng, M=2)))),
-    Task(2, "unbroadcast", "core", {"runs": 1, "shapes": 1, "values": 6, "limits": 2},
-         draw_broadcast, unbroadcast_reference, unbroadcast_solution,
-         ("Two things happen in broadcasting: axes are put in front, and axes of length 1 are repeated.",
-          "Sum over the axes in front until g has as many axes as shape; then over those where shape has a 1.",
-          "g.sum(tuple of axes, keepdims=True) keeps the axes of length 1."),
-         (mean_of_repeats, first_repeat, keepdims_forgotten, leading_axes_only),
-         limits=(Limit("a single number", lambda rng: draw_broadcast(rng, (), (2, 3))),
-                 Limit("both kinds at once", lambda rng: draw_broadcast(rng, (1, 4), (2, 3, 4))))),
-    Task(3, "layer_norm_vjp", "core", {"runs": 1, "shapes": 1, "values": 5, "gradients": 2, "limits": 1},
-         draw_norm, norm_reference, norm_solution,
-         ("dbias and dweight need no derivative of the statistics: begin with them.",
-          "Let h = weight * g be what reaches xhat. dx loses h's mean, and its part along xhat.",
-          "dx = (h - mean(h) - xhat * mean(h * xhat)) / deviation, all means over the row."),
-         (statistics_constant, variance_constant, weight_forgotten), outputs=("dx", "dweight", "dbias"),
-         limits=(Limit("rows with a large spread", lambda rng: draw_norm(rng, 1e3)),),
-         forward=norm_forward, wrt=("x", "weight")),
-    Task(4, "backward", "stretch", {"runs": 1, "shapes": 1, "values": 6, "limits": 2},
-         draw_tape, tape_reference, tape_solution,
-         ("Begin with gradient 1 at the last node and go through the tape from its end.",
-          "When node n's turn comes its gradient is complete; pass it on to left[n] and right[n] by the chain rule.",
-          "Always `+=`: a node used twice is owed two gradients, and x * x is used twice by one node."),
-         (overwritten, factors_swapped, tanh_of_the_argument),
-         limits=(Limit("a tape of 500 nodes", lambda rng: long_tape(rng)),
-                 Limit("inputs that nothing uses", lambda rng: draw_tape(rng, 8, 2)))),
+    Task(
+        1,
+        "softmax_vjp",
+        "warm-up",
+        {"runs": 1, "shapes": 1, "values": 7, "limits": 1},
+        draw_softmax,
+        softmax_reference,
+        softmax_solution,
+        (
+            "Write the sum over l out as two sums: one has a single term.",
+            "The second sum does not depend on j but for the factor y[i, j].",
+            "dx = y * (g - s), where s is the row's sum of g * y with keepdims=True.",
+        ),
+        (diagonal_only, like_a_sigmoid, over_rows, unweighted_sum),
+        limits=(
+            Limit("rows that are nearly one-hot", lambda rng: draw_softmax(rng, 8.0)),
+            Limit("two entries", lambda rng: draw_softmax(rng, M=2)),
+        ),
+    ),
+    Task(
+        2,
+        "unbroadcast",
+        "core",
+        {"runs": 1, "shapes": 1, "values": 6, "limits": 2},
+        draw_broadcast,
+        unbroadcast_reference,
+        unbroadcast_solution,
+        (
+            "Two things happen in broadcasting: axes are put in front, and axes of length 1 are repeated.",
+            "Sum over the axes in front until g has as many axes as shape; then over those where "
+            "shape has a 1.",
+            "g.sum(tuple of axes, keepdims=True) keeps the axes of length 1.",
+        ),
+        (mean_of_repeats, first_repeat, keepdims_forgotten, leading_axes_only),
+        limits=(
+            Limit("a single number", lambda rng: draw_broadcast(rng, (), (2, 3))),
+            Limit("both kinds at once", lambda rng: draw_broadcast(rng, (1, 4), (2, 3, 4))),
+        ),
+    ),
+    Task(
+        3,
+        "layer_norm_vjp",
+        "core",
+        {"runs": 1, "shapes": 1, "values": 5, "gradients": 2, "limits": 1},
+        draw_norm,
+        norm_reference,
+        norm_solution,
+        (
+            "dbias and dweight need no derivative of the statistics: begin with them.",
+            "Let h = weight * g be what reaches xhat. dx loses h's mean, and its part along xhat.",
+            "dx = (h - mean(h) - xhat * mean(h * xhat)) / deviation, all means over the row.",
+        ),
+        (statistics_constant, variance_constant, weight_forgotten),
+        outputs=("dx", "dweight", "dbias"),
+        limits=(Limit("rows with a large spread", lambda rng: draw_norm(rng, 1e3)),),
+        forward=norm_forward,
+        wrt=("x", "weight"),
+    ),
+    Task(
+        4,
+        "backward",
+        "stretch",
+        {"runs": 1, "shapes": 1, "values": 6, "limits": 2},
+        draw_tape,
+        tape_reference,
+        tape_solution,
+        (
+            "Begin with gradient 1 at the last node and go through the tape from its end.",
+            "When node n's turn comes its gradient is complete; pass it on to left[n] and "
+            "right[n] by the chain rule.",
+            "Always `+=`: a node used twice is owed two gradients, and x * x is used twice by one node.",
+        ),
+        (overwritten, factors_swapped, tanh_of_the_argument),
+        limits=(
+            Limit("a tape of 500 nodes", lambda rng: long_tape(rng)),
+            Limit("inputs that nothing uses", lambda rng: draw_tape(rng, 8, 2)),
+        ),
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from minattn.grade import grade, runner, tasks_of
 
 from .hostile import HOSTILE
@@ -73,5 +74,6 @@ def test_nothing_is_left(outcome):
 @pytest.mark.slow
 def test_an_honest_one_still_gets_all(outcome):
     from minattn.grade.task import as_submission
+
     task = tasks_of("attention")[1]
     assert grade(as_submission(task.solution, task.function), [task]).points == task.total

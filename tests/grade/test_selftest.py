@@ -31,9 +31,11 @@ def test_worked_numbers(chapter):
 def test_dense_attention_does_not_fit_and_loses_that_point_alone():
     tasks = tasks_of("attention")
     dense = as_submission(tasks[1].solution, "tiled_attention").replace(b"(q, k, v)", b"(q, k, v, tile)")
-    dense = dense[:dense.index(b"    out =")] + (
-        b"    s = q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[3])\n    p = np.exp(s - s.max(-1, keepdims=True))\n"
-        b"    return p / p.sum(-1, keepdims=True) @ v\n")
+    dense = dense[: dense.index(b"    out =")] + (
+        b"    s = q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[3])\n    p = np.exp(s - s.max(-1, "
+        b"keepdims=True))\n"
+        b"    return p / p.sum(-1, keepdims=True) @ v\n"
+    )
     report = grade(dense, [tasks[3]]).tasks[0]
     lost = {layer.name: layer.of - layer.points for layer in report.layers}
     assert lost == {"runs": 0, "shapes": 0, "values": 0, "limits": 0, "bytes": 1}
@@ -42,8 +44,12 @@ def test_dense_attention_does_not_fit_and_loses_that_point_alone():
 
 def test_a_hidden_failure_costs_itself_alone():
     task = tasks_of("attention")[1]
-    source = as_submission(task.solution, task.function).replace(
-        b"    return out", b"    global n\n    n += 1\n    return out * (1 + (n == 5))") + b"\nn = 0\n"
+    source = (
+        as_submission(task.solution, task.function).replace(
+            b"    return out", b"    global n\n    n += 1\n    return out * (1 + (n == 5))"
+        )
+        + b"\nn = 0\n"
+    )
     report = grade(source, [task]).tasks[0]
     assert report.points == task.total - 6 / 6
     assert any("(hidden)" in told for told in report.layers[2].told)
@@ -51,9 +57,12 @@ def test_a_hidden_failure_costs_itself_alone():
 
 def test_same_student_and_seed_draw_the_same_cases():
     from minattn.grade.score import questions
+
     task = tasks_of("attention")[1]
     one, same, other = (questions(task, who, 3) for who in ("ada", "ada", "bob"))
     assert all((a.inputs["q"] == b.inputs["q"]).all() for a, b in zip(one, same, strict=True))
     assert (one[0].inputs["q"] == other[0].inputs["q"]).all()  # public
-    assert not any(a.inputs["q"].shape == b.inputs["q"].shape and (a.inputs["q"] == b.inputs["q"]).all()
-                   for a, b in zip(one[2:6], other[2:6], strict=True))
+    assert not any(
+        a.inputs["q"].shape == b.inputs["q"].shape and (a.inputs["q"] == b.inputs["q"]).all()
+        for a, b in zip(one[2:6], other[2:6], strict=True)
+    )

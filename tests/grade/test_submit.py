@@ -40,8 +40,10 @@ def fake(submission, chapter, seed, out):
         source = submit.read(submission.file)
     except OSError:
         source = b""
-    submit._write(out / submission.result, {**submit._lost(submission, chapter, seed), "problem": "",
-                                            "sha256": submit._digest(source)})
+    submit._write(
+        out / submission.result,
+        {**submit._lost(submission, chapter, seed), "problem": "", "sha256": submit._digest(source)},
+    )
 
 
 @pytest.mark.parametrize("always", ["", "1"])
@@ -72,7 +74,9 @@ def test_what_is_done_is_not_done_again(folder, tmp_path_factory, monkeypatch):
 def test_names_stay_in_the_folder(folder):
     names = [s.result for s in submit.submissions(folder)]
     assert len(set(names)) == len(names) == 11
-    assert all(set(n) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") for n in names)
+    assert all(
+        set(n) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") for n in names
+    )
 
 
 def test_only_plain_small_files_are_read(folder):
@@ -83,10 +87,32 @@ def test_only_plain_small_files_are_read(folder):
 
 
 def test_reports_escape_what_students_wrote(tmp_path):
-    task = {"number": 1, "function": "f", "points": 1.0, "of": 2, "problem": "<script>", "layers": [], "causes": ["a: b"],
-            "hints": [], "printed": "", "seconds": 0.5}
-    found = [{"student": name, "seed": 0, "points": 1.0, "of": 2, "protection": "limits", "chapter": "attention",
-              "problem": "", "sha256": "", "tasks": [task]} for name in ("=SUM(1)", "<b>", "\x00\udcff")]
+    task = {
+        "number": 1,
+        "function": "f",
+        "points": 1.0,
+        "of": 2,
+        "problem": "<script>",
+        "layers": [],
+        "causes": ["a: b"],
+        "hints": [],
+        "printed": "",
+        "seconds": 0.5,
+    }
+    found = [
+        {
+            "student": name,
+            "seed": 0,
+            "points": 1.0,
+            "of": 2,
+            "protection": "limits",
+            "chapter": "attention",
+            "problem": "",
+            "sha256": "",
+            "tasks": [task],
+        }
+        for name in ("=SUM(1)", "<b>", "\x00\udcff")
+    ]
     rows = list(csv.reader(gradebook(found).splitlines()))
     assert rows[0] == ["student", "f", "points", "of", "problem"] and rows[1][0] == "'=SUM(1)"
     assert "<script>" not in page(found) and "&lt;script&gt;" in page(found) and "<b>:" not in page(found)
