@@ -45,20 +45,28 @@ class BlockMask:
     table : (B or 1, H or 1, ⌈N / tile⌉, ⌈M / tile⌉) of int32
         HIDDEN, VISIBLE, or the number of a tile in `partial`.
     partial : (tiles, tile, tile) of bool
+        Queries by keys; they lie in memory the other way round, as the loops read them.
+    runs : (B or 1, H or 1, 2, N) of int32, or None
+        If every query sees one run of keys (a window, a document, the past): where it begins, and where it has
+        ended; (M, 0) for none. Two numbers then say what a partial tile says, and tiles may be cut to fit.
     """
 
     def __init__(self, visible: Visible, N: int, M: int, tile: int | None = None) -> None:
         tile = TILE if tile is None else tile
         self.N, self.M, self.tile = N, M, tile
         parts: list[Array] = []
-        strips = []
+        strips, runs = [], []
         for start in range(0, N, tile):
             stop = min(start + tile, N)
             seen = visible(start, stop)
             shape = (*seen.shape[:2], stop - start, M)
-            strips.append(self._strip(np.broadcast_to(seen, shape), parts))
+            seen = np.broadcast_to(seen, shape)
+            strips.append(self._strip(seen, parts))
+            runs.append(_runs(seen))
         self.table = np.stack(strips, 2) if strips else np.empty((1, 1, 0, -(-M // tile)), np.int32)
-        self.partial = np.stack(parts) if parts else np.empty((0, tile, tile), bool)
+        self.partial = (np.stack(parts) if parts else np.empty((0, tile, tile), bool)).swapaxes(1, 2)
+        self.runs = None if any(r is None for r in runs) else np.concatenate(
+            [np.empty((*self.table.shape[:2], 2, 0), np.int32), *runs], 3)
 
     def _strip(self, seen: Array, parts: list[Array]) -> np.ndarray:
         """The states (B, H, tiles) of one row of tiles; what is partial goes to `parts`."""
@@ -74,8 +82,9 @@ class BlockMask:
         return states
 
     def _padded(self, seen: Array) -> np.ndarray:
+        """A tile, keys by queries, with nothing visible beyond the last of them."""
         out = np.zeros((self.tile, self.tile), bool)
-        out[: seen.shape[0], : seen.shape[1]] = seen
+        out[: seen.shape[1], : seen.shape[0]] = seen.T
         return out
 
     @property
@@ -90,3 +99,14 @@ class BlockMask:
         B, H, n, m = self.table.shape
         full = tiles[places].swapaxes(3, 4).reshape(B, H, n * self.tile, m * self.tile)
         return full[:, :, : self.N, : self.M]
+
+
+def _runs(seen: Array) -> np.ndarray | None:
+    """(B, H, 2, queries): begin and end of the run of keys that each query sees; None if one sees several."""
+    M = seen.shape[3]
+    counts = np.count_nonzero(seen, 3)
+    begin = np.where(counts > 0, seen.argmax(3), M) if M else counts
+    end = np.where(counts > 0, M - seen[..., ::-1].argmax(3), 0) if M else counts
+    if (counts != np.maximum(end - begin, 0)).any():
+        return None
+    return np.stack([begin, end], 2).astype(np.int32)

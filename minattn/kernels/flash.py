@@ -42,8 +42,11 @@ ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 
 WEIGHTS = {"softmax": 0, "sigmoid": 1, "relu": 2}
-ROWS, COLUMNS, SHORT = 128, 256, 64
-"""Queries and keys of a tile; queries of one where there are few, to waste less on a diagonal."""
+ROWS, COLUMNS = 64, 256
+"""Queries and keys of a tile."""
+EVERY_KEY, NO_TABLE, NO_TILES = (np.empty(shape, dtype) for shape, dtype in (
+    ((1, 1, 2, 0), np.int32), ((0, 0, 0, 0), np.int32), ((0, 1, 1), np.bool_)))
+"""What the loops get in the place of a mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,18 +226,19 @@ def _backward(q: Array, k: Array, v: Array, plan: Plan, g: Array, lse: Array, de
 
 def _numbers(plan: Plan, q: Array, gradient: bool) -> tuple:
     """The plan as the compiled loops take it."""
-    dtype, N = q.dtype, q.shape[2]
-    factors = np.array([[plan.scale, 0], [1, 1], [1, 0], [plan.scale, 1]], dtype)
-    address, rows, columns = 0, SHORT if N <= COLUMNS else ROWS, COLUMNS
-    table, partial = np.empty((0, 0, 0, 0), np.int32), np.empty((0, 0, 0), np.bool_)
-    if plan.blocks is not None:
-        table, partial = plan.blocks.table, plan.blocks.partial
-        rows = columns = plan.blocks.tile
+    dtype, rows, columns, address = q.dtype, ROWS, COLUMNS, 0
+    runs, table, partial = EVERY_KEY, NO_TABLE, NO_TILES
+    if plan.blocks is not None and plan.blocks.runs is not None:
+        runs = plan.blocks.runs
+    elif plan.blocks is not None:
+        table, partial, columns = plan.blocks.table, plan.blocks.partial.swapaxes(1, 2), plan.blocks.tile
+        rows = ROWS if columns % ROWS == 0 else columns
     if plan.score_mod is not None:
         from .cpu.mods import tile_function
 
         address = tile_function(plan.score_mod, dtype, gradient).address
-    return factors, plan.causal, plan.offset, table, partial, address, WEIGHTS[plan.weight], rows, columns
+    return (dtype.type(plan.scale), plan.causal, plan.offset, runs, table, partial, address,
+            WEIGHTS[plan.weight], rows, columns)
 
 
 def _with_rows(x: Array) -> Array:

@@ -18,7 +18,7 @@ pytest.importorskip("numba")
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, size in {"ROWS": 3, "COLUMNS": 4, "SHORT": 2}.items():
+    for name, size in {"ROWS": 3, "COLUMNS": 4}.items():
         monkeypatch.setattr(flash, name, size)
     monkeypatch.setattr(blocks, "TILE", 4)
 
@@ -55,7 +55,7 @@ def test_any_shape_and_mask_equals_loops(shape, tiles, options, masked, share, s
         options["block_mask"] = of(array, tiles[3])
         seen &= array
     xs = [Tensor(x, requires_grad=True) for x in arrays]
-    with mock.patch.multiple(flash, ROWS=tiles[0], COLUMNS=tiles[1], SHORT=tiles[2]):
+    with mock.patch.multiple(flash, ROWS=tiles[0], COLUMNS=tiles[1]):
         out = flash_attention(*xs, **options)
         found = grad(out, xs, g)
     np.testing.assert_allclose(out.data, loops.forward(*arrays, seen, **plain)[0], rtol=0, atol=1e-11)
@@ -84,16 +84,19 @@ def test_hidden_tiles_are_not_touched(weight, small):
         assert not d[:, :, :4].any() and not d[:, :, 12:].any() and d[:, :, 4:12].any((0, 1, 3)).sum() == 7
 
 
-def test_a_tile_of_queries_is_not_touched_by_what_others_see(small):
-    """Queries 4 to 7 are NaN: the others, and the keys that these alone do not see, are as they were."""
-    *arrays, g = inputs(1, 2, 1, 8, 12, 3, 3)
-    seen = np.zeros((1, 1, 8, 12), bool)
-    seen[..., :4, :5] = seen[..., 4:, 8:] = True
-    want = gradients(arrays, [g, np.ones((1, 2, 8))], block_mask=of(seen))
-    arrays[0][:, :, 4:] = np.nan
-    found = gradients(arrays, [g, np.ones((1, 2, 8))], block_mask=of(seen))
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_tile_of_queries_is_not_touched_by_what_others_see(runs, small):
+    """Queries from 12 on are NaN: the others, and the keys that these alone do not see, are as they were."""
+    *arrays, g = inputs(1, 2, 1, 16, 12, 3, 3)
+    seen = np.zeros((1, 1, 16, 12), bool)
+    seen[..., :12, :5] = seen[..., 12:, 8:] = True
+    seen[..., 3, 1] = runs
+    want = gradients(arrays, [g, np.ones((1, 2, 16))], block_mask=of(seen))
+    assert (of(seen).runs is not None) == runs
+    arrays[0][:, :, 12:] = np.nan
+    found = gradients(arrays, [g, np.ones((1, 2, 16))], block_mask=of(seen))
     for n, (got, expected) in enumerate(zip(found, want, strict=True)):
-        clean = np.s_[:, :, :4] if n < 3 else np.s_[:, :, :8]
+        clean = np.s_[:, :, :12] if n < 3 else np.s_[:, :, :8]
         np.testing.assert_array_equal(got[clean], expected[clean])
         assert np.isfinite(got[clean]).all()
 
@@ -114,31 +117,34 @@ def test_the_future_is_not_touched(offset, small):
 
 
 def test_hidden_tiles_cost_nothing(small, monkeypatch):
-    """A product more for each tile that is not hidden, counted in Python."""
+    """Two products for each tile that is not hidden, which is cut to fit a run of keys; counted in Python."""
     from minattn.kernels.cpu import flash as compiled
 
-    loops_in_python = compiled.forward.py_func
-    counted = []
-    monkeypatch.setattr(compiled, "product", lambda *args: counted.append(args[4].shape))
-    monkeypatch.setattr(compiled, "change_tile", lambda *args: None)
-    names = {n: getattr(compiled, n).py_func for n in ("state_of", "hide")}
-    for name, function in names.items():
-        monkeypatch.setattr(compiled, name, function)
-    monkeypatch.setattr(compiled, "hide_some", lambda *args: None)
-    monkeypatch.setattr(compiled, "hide_future", lambda *args: None)
-    monkeypatch.setattr(compiled, "soften", lambda *args: None)
+    loops_in_python, products = compiled.forward.py_func, []
+    monkeypatch.setattr(compiled, "product", lambda a, b, c, *factors: products.append((len(a), c.shape)))
+    for name in ("lanes", "state_of", "seen_of", "reach"):
+        monkeypatch.setattr(compiled, name, getattr(compiled, name).py_func)
+    for name in ("turn", "change_tile", "hide", "soften"):
+        monkeypatch.setattr(compiled, name, lambda *args: None)
     monkeypatch.setattr(compiled, "prange", range)
     *arrays, _ = inputs(1, 2, 1, 16, 16, 3, 3)
-    seen = np.tri(16, dtype=bool)[None, None] & ~np.tri(16, k=-4, dtype=bool)
-    mask = of(seen)
-    assert mask.density == 7 / 16
+    window = np.tri(16, dtype=bool)[None, None] & ~np.tri(16, k=-4, dtype=bool)
+    holes = window.copy()
+    holes[..., 3::4, 1::4] = False
+    assert of(window).density == of(holes).density == 7 / 16
+    assert of(window).runs is not None and of(holes).runs is None
     out, lse = np.zeros((1, 2, 16, 3)), np.zeros((1, 2, 16))
-    ends = (3, 6, 9, 12, 15, 16)  # what each tile of queries sees, if causal
-    for plan, tiles in ((flash.Plan(1.0, blocks=mask), 7), (flash.Plan(1.0), 6 * 4),
-                        (flash.Plan(1.0, causal=True), sum(-(-end // 4) for end in ends))):
-        counted.clear()
+    starts, ends = (0, 3, 6, 9, 12, 15), (3, 6, 9, 12, 15, 16)  # of the tiles of queries
+    keys = {  # of each tile of queries
+        flash.Plan(1.0): [16] * 6, flash.Plan(1.0, causal=True): ends,
+        flash.Plan(1.0, blocks=of(window)): [end - max(start - 3, 0) for start, end in zip(starts, ends)],
+        flash.Plan(1.0, blocks=of(holes)): [4, 8, 8, 8],  # tiles of 4, as the mask's
+    }
+    for plan, reach in keys.items():
+        products.clear()
         loops_in_python(*arrays, *flash._numbers(plan, arrays[0], False), out, lse)
-        assert len(counted) == 2 * 2 * tiles  # two heads, two products
+        assert len(products) == 2 * 2 * sum(-(-n // 4) for n in reach)  # two heads, two products
+        assert sum(n for n, _ in products[::2]) == 2 * sum(reach)
 
 
 def test_rows_that_see_nothing(small):

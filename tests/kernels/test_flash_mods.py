@@ -25,7 +25,7 @@ SLOPES = alibi_slopes(4)
 @pytest.fixture(autouse=True)
 def launched(monkeypatch):
     """Small tiles; the kernels that ran."""
-    for name, size in {"ROWS": 3, "COLUMNS": 4, "SHORT": 2}.items():
+    for name, size in {"ROWS": 3, "COLUMNS": 4}.items():
         monkeypatch.setattr(flash, name, size)
     monkeypatch.setattr(blocks, "TILE", 3)
     names = []

@@ -29,7 +29,7 @@ pytest.importorskip("numba")
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, size in {"ROWS": 3, "COLUMNS": 4, "SHORT": 2}.items():
+    for name, size in {"ROWS": 3, "COLUMNS": 4}.items():
         monkeypatch.setattr(flash, name, size)
     monkeypatch.setattr(blocks, "TILE", 3)
 

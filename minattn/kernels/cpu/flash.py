@@ -1,14 +1,21 @@
 """Attention in tiles, compiled: a thread takes a tile of queries, and all that it needs stays in its cache.
 
-`forward` and `backward` are the loops of `flash.py` over tiles. The products are BLAS's (`gemm.py`); what
-lies between them goes over a tile once or twice:
+`forward` and `backward` are the loops of `flash.py` over tiles. Here a tile of scores is Sᵀ, a row for each key:
+
+             queries →
+           ┌─────────────┐        Sᵀ = K Qᵀ              Q alone is turned, once for all keys
+    keys   │             │        O += P V               Pᵀ read by columns
+      ↓    │ s_ij        │        dV += Pᵀ dO,  dK += dSᵀ Q,  dQ += dS K
+           └─────────────┘
+
+Then neither K nor V is ever turned or copied, and the running maximum and sum of each query, which go from
+key to key, are arithmetic between whole rows. The products are `matmul.py`'s; what lies between them goes over
+a tile once or twice:
 
     soften      S → exp(S − m), with running maxima m and sums l
     pay_back    S, dP → P, dS
 
-The largest of many floats has no fast loop, because NaN gives comparisons an order. The bits of a float, read
-as an integer, grow with it if it is positive and fall if it is negative; with all but the sign flipped in the
-second case they grow throughout, and the largest of many integers has one.
+A row has `lanes(queries)` numbers, of which those beyond the last query mean nothing.
 """
 
 import math
@@ -16,10 +23,9 @@ from typing import Any
 
 import numpy as np
 from numba import njit, prange, typeof, types
-from numba.extending import overload
 
 from .exp import exp
-from .gemm import one_blas_thread, product
+from .matmul import BYTES, product
 from .mods import change_tile
 
 SUMS = {"contract", "reassoc", "nsz"}
@@ -27,64 +33,58 @@ SOFTMAX, SIGMOID, RELU = range(3)
 HIDDEN, VISIBLE = -1, -2
 
 
-def _bits(s):
-    """A tile of floats, read as integers."""
-    return s.view(np.int32 if s.itemsize == 4 else np.int64)
-
-
-@overload(_bits)
-def _bits_of(s):
-    integer = types.int32 if s.dtype is types.float32 else types.int64
-    return lambda s: s.view(integer)
+@njit(error_model="numpy")
+def lanes(x, n):
+    """Numbers in as many vector registers as n numbers of the kind of x need."""
+    W = BYTES // x.itemsize
+    return (n + W - 1) // W * W
 
 
 @njit(error_model="numpy")
-def raise_tops(s, top):
-    """top_r ← max(top_r, max_c s_rc), in place."""
-    bits, tops = _bits(s), _bits(top)
-    integer = bits.dtype.type
-    sign, rest = integer(8 * bits.itemsize - 1), integer(np.iinfo(bits.dtype).max)
-    for r in range(len(s)):
-        best = tops[r] ^ ((tops[r] >> sign) & rest)
-        for c in range(s.shape[1]):
-            best = max(best, integer(bits[r, c] ^ ((bits[r, c] >> sign) & rest)))
-        tops[r] = best ^ ((best >> sign) & rest)
+def turn(x, factor, out):
+    """Columns of `out` ← factor · rows of x; the rest zero."""
+    out[:] = out.dtype.type(0)
+    for r in range(len(x)):
+        for d in range(x.shape[1]):
+            out[d, r] = factor * x[r, d]
 
 
 @njit(error_model="numpy", fastmath=SUMS)
 def soften(s, top, total, o):
-    """S ← exp(S − m), with m, l (here `top`, `total`) and o brought up to date; see `flash.py`."""
-    before = top.copy()
-    raise_tops(s, top)
-    zero = s.dtype.type(0)
-    for r in range(len(s)):
-        shift, part = top[r] if top[r] != -np.inf else zero, zero
-        for c in range(s.shape[1]):
-            s[r, c] = exp(s[r, c] - shift)
-            part += s[r, c]
-        if before[r] != top[r]:
-            keep = exp(before[r] - shift)
+    """Sᵀ ← exp(Sᵀ − m), with m, l (here `top`, `total`) and o brought up to date; see `flash.py`."""
+    best, shift, zero = top.copy(), np.empty_like(top), top.dtype.type(0)
+    for c in range(len(s)):
+        for r in range(s.shape[1]):
+            best[r] = s[c, r] if s[c, r] > best[r] else best[r]
+    for r in range(len(top)):
+        shift[r] = best[r] if best[r] != -np.inf else zero
+        if top[r] != best[r]:
+            keep = exp(top[r] - shift[r])
             total[r] *= keep
             for d in range(o.shape[1]):
                 o[r, d] *= keep
-        total[r] += part
+            top[r] = best[r]
+    for c in range(len(s)):
+        for r in range(s.shape[1]):
+            s[c, r] = exp(s[c, r] - shift[r])
+            total[r] += s[c, r]
 
 
 @njit(error_model="numpy", fastmath=SUMS)
 def weigh(s, weight):
     """Weights that need no other score of their row: σ(s) or max(s, 0)."""
     one, zero = s.dtype.type(1), s.dtype.type(0)
-    for r in range(len(s)):
-        for c in range(s.shape[1]):
+    for c in range(len(s)):
+        for r in range(s.shape[1]):
             if weight == SIGMOID:
-                s[r, c] = one / (one + exp(-s[r, c])) if s[r, c] != -np.inf else zero
+                s[c, r] = one / (one + exp(-s[c, r])) if s[c, r] != -np.inf else zero
             else:
-                s[r, c] = s[r, c] if not s[r, c] < zero else zero
+                s[c, r] = s[c, r] if not s[c, r] < zero else zero
 
 
 @njit(error_model="numpy", fastmath=SUMS)
 def pay_back(s, dp, lse, delta, weight):
-    """From scores and dP = dO Vᵀ to weights P, in the place of s, and dS, in the place of dP.
+    """From scores and dP = dO Vᵀ to weights P, in the place of s, and dS, in the place of dP; all turned.
 
         softmax  P = exp(s − lse),  dS = P ∘ (dP − δ)     δ_i = Σ_d dO_id O_id
         sigmoid  P = σ(s),          dS = P (1 − P) ∘ dP
@@ -92,33 +92,40 @@ def pay_back(s, dp, lse, delta, weight):
     """
     one, zero = s.dtype.type(1), s.dtype.type(0)
     if weight == SOFTMAX:
-        for r in range(len(s)):
-            shift, mean = lse[r] if lse[r] != -np.inf else zero, delta[r]
-            for c in range(s.shape[1]):
-                s[r, c] = exp(s[r, c] - shift)
-                dp[r, c] = s[r, c] * (dp[r, c] - mean)
+        for c in range(len(s)):
+            for r in range(s.shape[1]):
+                s[c, r] = exp(s[c, r] - lse[r])
+                dp[c, r] = s[c, r] * (dp[c, r] - delta[r])
         return
     weigh(s, weight)
-    for r in range(len(s)):
-        for c in range(s.shape[1]):
-            slope = s[r, c] * (one - s[r, c]) if weight == SIGMOID else (one if s[r, c] > zero else zero)
-            dp[r, c] *= slope
+    for c in range(len(s)):
+        for r in range(s.shape[1]):
+            slope = s[c, r] * (one - s[c, r]) if weight == SIGMOID else (one if s[c, r] > zero else zero)
+            dp[c, r] *= slope
 
 
 @njit(error_model="numpy")
 def hide_future(s, i0, j0):
     """−∞ where key j0 + c comes after position i0 + r."""
-    for r in range(len(s)):
-        for c in range(max(i0 + r + 1 - j0, 0), s.shape[1]):
-            s[r, c] = -np.inf
+    for c in range(len(s)):
+        for r in range(min(max(j0 + c - i0, 0), s.shape[1])):
+            s[c, r] = -np.inf
+
+
+@njit(error_model="numpy")
+def hide_outside(s, runs, j0):
+    """−∞ where key j0 + c is outside the run of keys that query r sees: from runs[0, r], before runs[1, r]."""
+    for c in range(len(s)):
+        for r in range(runs.shape[1]):
+            s[c, r] = s[c, r] if (runs[0, r] <= j0 + c) & (j0 + c < runs[1, r]) else -np.inf
 
 
 @njit(error_model="numpy")
 def hide_some(s, seen):
-    """−∞ where a tile of a mask says so."""
-    for r in range(len(s)):
-        for c in range(s.shape[1]):
-            s[r, c] = s[r, c] if seen[r, c] else -np.inf
+    """−∞ where a tile of a mask, keys by queries, says so."""
+    for c in range(len(s)):
+        for r in range(seen.shape[1]):
+            s[c, r] = s[c, r] if seen[c, r] else -np.inf
 
 
 @njit(error_model="numpy")
@@ -130,80 +137,108 @@ def state_of(table, b, h, i0, j0, tile):
 
 
 @njit(error_model="numpy")
-def hide(s, i0, j0, causal, offset, partial, state):
-    """Both kinds of mask on a tile of scores."""
-    if causal and j0 + s.shape[1] - 1 > i0 + offset:
+def reach(runs, causal, last, M):
+    """The first key that any query of a tile may see, and the first behind them; position `last` sees itself."""
+    begin, end = 0, M
+    if runs.size:
+        begin, end = max(runs[0].min(), 0), runs[1].max()
+    return begin, (min(end, last + 1) if causal else end)
+
+
+@njit(error_model="numpy")
+def hide(s, i0, j0, causal, offset, runs, seen):
+    """All kinds of mask on a tile of scores."""
+    if causal and j0 + len(s) - 1 > i0 + offset:
         hide_future(s, i0 + offset, j0)
-    if state >= 0:
-        hide_some(s, partial[state])
+    if runs.size:
+        hide_outside(s, runs, j0)
+    if seen.size:
+        hide_some(s, seen)
+
+
+@njit(error_model="numpy")
+def seen_of(partial, state, i0, m, n, tile):
+    """The booleans of a partial tile, keys by queries, for m queries from i0 on; none of a visible one."""
+    if state < 0:
+        return np.empty((0, 0), np.bool_)
+    return partial[state, :n, i0 % tile: i0 % tile + m]
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def forward(q, k, v, factors, causal, offset, table, partial, mod, weight, rows, columns, out, lse):
+def forward(q, k, v, scale, causal, offset, runs, table, partial, mod, weight, rows, columns, out, lse):
     """Tiles of `rows` queries by `columns` keys; see `flash.py`."""
-    (B, H, N, _), (Hk, M, Dv) = q.shape, v.shape[1:]
-    tiles, zero, one = (N + rows - 1) // rows, q.dtype.type(0), q.dtype.type(1)
+    (B, H, N, D), (Hk, M, Dv) = q.shape, v.shape[1:]
+    tiles, tile, zero, one = (N + rows - 1) // rows, partial.shape[1], q.dtype.type(0), q.dtype.type(1)
     for t in prange(B * H * tiles):
         b, h, i0 = t // (H * tiles), t // tiles % H, t % tiles * rows
         i1, g = min(i0 + rows, N), h // (H // Hk)
-        o, m = out[b, h, i0:i1], i1 - i0
-        o[:] = zero
-        space = np.empty(rows * columns, q.dtype)
-        top, total = np.full(m, -np.inf, q.dtype), np.zeros(m, q.dtype)
-        end = max(min(M, i1 + offset), 0) if causal else M
-        for j0 in range(0, end, columns):
-            state = state_of(table, b, h, i0, j0, columns)
+        m, w = i1 - i0, lanes(q, i1 - i0)
+        turned, space, o = np.empty((D, w), q.dtype), np.empty(columns * w, q.dtype), np.zeros((w, Dv), q.dtype)
+        top, total = np.full(w, -np.inf, q.dtype), np.zeros(w, q.dtype)
+        turn(q[b, h, i0:i1], scale, turned)
+        mine = runs[b % runs.shape[0], h % runs.shape[1], :, i0:i1]
+        begin, end = reach(mine, causal, i1 - 1 + offset, M)
+        for j0 in range(begin, end, columns):
+            state = state_of(table, b, h, i0, j0, tile)
             if state == HIDDEN:
                 continue
-            j1 = min(j0 + columns, end)
-            s = space[: m * (j1 - j0)].reshape(m, j1 - j0)
-            product(q[b, h, i0:i1], False, k[b, g, j0:j1], True, s, factors[0])
-            change_tile(mod, s, s, b, h, i0, j0)
-            hide(s, i0, j0, causal, offset, partial, state)
+            n = min(columns, end - j0)
+            s = space[: n * w].reshape(n, w)
+            product(k[b, g, j0: j0 + n], turned, s, one, zero)
+            change_tile(mod, s, s, m, b, h, i0, j0)
+            hide(s, i0, j0, causal, offset, mine, seen_of(partial, state, i0, m, n, tile))
             if weight == SOFTMAX:
                 soften(s, top, total, o)
             else:
                 weigh(s, weight)
-            product(s, False, v[b, g, j0:j1], False, o, factors[1])
-        if weight == SOFTMAX:
-            for r in range(m):
-                alive = total[r] if total[r] != zero else one
-                lse[b, h, i0 + r] = top[r] + math.log(alive)
-                for d in range(Dv):
-                    o[r, d] /= alive
+            product(s.T, v[b, g, j0: j0 + n], o, one, one)
+        for r in range(m):
+            alive = total[r] if weight == SOFTMAX and total[r] != zero else one
+            lse[b, h, i0 + r] = top[r] + math.log(alive)
+            for d in range(Dv):
+                out[b, h, i0 + r, d] = o[r, d] / alive
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def backward(q, k, v, do, lse, delta, factors, causal, offset, table, partial, mod, weight, rows, columns,
+def backward(q, k, v, do, lse, delta, scale, causal, offset, runs, table, partial, mod, weight, rows, columns,
              dq, dk, dv):
     """The gradients; a thread takes a head of keys with its heads of queries, so that nothing is shared."""
-    (B, H, N, _), (Hk, M, _) = q.shape, v.shape[1:]
+    (B, H, N, D), (Hk, M, Dv) = q.shape, v.shape[1:]
+    tile, zero, one = partial.shape[1], q.dtype.type(0), q.dtype.type(1)
     for t in prange(B * Hk):
-        b, g = t // Hk, t % Hk
-        space = np.empty((3, rows * columns), q.dtype)
+        b, g, widest = t // Hk, t % Hk, lanes(q, rows)
+        space, q_space, do_space = (np.empty((3, columns * widest), q.dtype), np.empty(D * widest, q.dtype),
+                                    np.empty(Dv * widest, q.dtype))
         for h in range(g * (H // Hk), (g + 1) * (H // Hk)):
-            for j0 in range(0, M, columns):
-                start = max(j0 - offset, 0) // rows * rows if causal else 0
-                for i0 in range(start, N, rows):
-                    i1, j1 = min(i0 + rows, N), min(j0 + columns, M)
-                    if causal:
-                        j1 = min(j1, i1 + offset)
-                    m, n = i1 - i0, j1 - j0
-                    state = state_of(table, b, h, i0, j0, columns)
-                    if state == HIDDEN or n <= 0:  # with fewer queries than keys, none may see the last
+            for i0 in range(0, N, rows):
+                i1 = min(i0 + rows, N)
+                m, w = i1 - i0, lanes(q, i1 - i0)
+                q_turned, do_turned = q_space[: D * w].reshape(D, w), do_space[: Dv * w].reshape(Dv, w)
+                turn(q[b, h, i0:i1], scale, q_turned)
+                turn(do[b, h, i0:i1], one, do_turned)
+                shift, mean = np.zeros(w, q.dtype), np.zeros(w, q.dtype)
+                for r in range(m):
+                    shift[r] = lse[b, h, i0 + r] if lse[b, h, i0 + r] != -np.inf else zero
+                    mean[r] = delta[b, h, i0 + r]
+                mine = runs[b % runs.shape[0], h % runs.shape[1], :, i0:i1]
+                begin, end = reach(mine, causal, i1 - 1 + offset, M)
+                for j0 in range(begin, end, columns):
+                    state = state_of(table, b, h, i0, j0, tile)
+                    if state == HIDDEN:
                         continue
-                    s, ds = space[0, : m * n].reshape(m, n), space[1, : m * n].reshape(m, n)
-                    slope = space[2, : m * n].reshape(m, n)
-                    product(q[b, h, i0:i1], False, k[b, g, j0:j1], True, s, factors[0])
-                    product(do[b, h, i0:i1], False, v[b, g, j0:j1], True, ds, factors[2])
-                    change_tile(mod, s, slope, b, h, i0, j0)
-                    hide(s, i0, j0, causal, offset, partial, state)
-                    pay_back(s, ds, lse[b, h, i0:i1], delta[b, h, i0:i1], weight)
-                    product(s, True, do[b, h, i0:i1], False, dv[b, g, j0:j1], factors[1])
+                    n = min(columns, end - j0)
+                    s, ds = space[0, : n * w].reshape(n, w), space[1, : n * w].reshape(n, w)
+                    slope = space[2, : n * w].reshape(n, w)
+                    product(k[b, g, j0: j0 + n], q_turned, s, one, zero)
+                    product(v[b, g, j0: j0 + n], do_turned, ds, one, zero)
+                    change_tile(mod, s, slope, m, b, h, i0, j0)
+                    hide(s, i0, j0, causal, offset, mine, seen_of(partial, state, i0, m, n, tile))
+                    pay_back(s, ds, shift, mean, weight)
                     if mod != 0:
                         ds *= slope
-                    product(ds, True, q[b, h, i0:i1], False, dk[b, g, j0:j1], factors[3])
-                    product(ds, False, k[b, g, j0:j1], False, dq[b, h, i0:i1], factors[3])
+                    product(s[:, :m], do[b, h, i0:i1], dv[b, g, j0: j0 + n], one, one)
+                    product(ds[:, :m], q[b, h, i0:i1], dk[b, g, j0: j0 + n], scale, one)
+                    product(ds[:, :m].T, k[b, g, j0: j0 + n], dq[b, h, i0:i1], scale, one)
 
 
 def run(kernel: Any, *args: Any) -> None:
@@ -213,8 +248,7 @@ def run(kernel: Any, *args: Any) -> None:
         kernel.disable_compile(False)
         kernel.compile(kinds)
         kernel.disable_compile()
-    with one_blas_thread():
-        kernel(*args)
+    kernel(*args)
 
 
 def _any_layout(arg: Any) -> Any:

@@ -131,10 +131,10 @@ def _block(rows, wide, masked):
 def _strip(many, single):
     """A function that computes C in strips of R rows, and what is left row by row."""
     @njit(error_model="numpy")
-    def strip(a, b, c, factors, lanes):
+    def strip(a, b, c, alpha, beta, lanes):
         size, m, depth = c.itemsize, len(c), len(b)
         down, along = a.strides[0] // size, a.strides[1] // size
-        b_row, c_row, alpha, beta = b.strides[0] // size, c.strides[0] // size, factors[0], factors[1]
+        b_row, c_row = b.strides[0] // size, c.strides[0] // size
         for i in range(0, m - m % R, R):
             many(a[i:].ctypes, down, along, b.ctypes, b_row, c[i:].ctypes, c_row, depth, alpha, beta, lanes)
         for i in range(m - m % R, m):
@@ -147,13 +147,13 @@ _whole, _edge = (_strip(_block(R, wide, masked), _block(1, wide, masked)) for wi
 
 
 @njit(error_model="numpy")
-def product(a, b, c, factors):
-    """C ← α A B + β C with factors = [α, β].
+def product(a, b, c, alpha, beta):
+    """C ← α A B + β C, the factors of the dtype of C; with β = 0, C may hold anything.
 
     The numbers of a row of `b` and of `c` lie side by side; those of `a` lie anyhow. Nothing is empty.
     """
     n, W = c.shape[1], BYTES // c.itemsize
     for j in range(0, n - n % (V * W), V * W):
-        _whole(a, b[:, j:], c[:, j:], factors, W)
+        _whole(a, b[:, j:], c[:, j:], alpha, beta, W)
     for j in range(n - n % (V * W), n, W):
-        _edge(a, b[:, j:], c[:, j:], factors, n - j)
+        _edge(a, b[:, j:], c[:, j:], alpha, beta, n - j)

@@ -28,7 +28,7 @@ _WIDTHS = {np.dtype(np.float32): (types.float32, types.complex64, 1e-20),
 
 
 @intrinsic
-def _call(typingctx, address, s, slope, m, n, b, h, i0, j0):
+def _call(typingctx, address, s, slope, n, w, m, b, h, i0, j0):
     """Call the compiled function at `address`."""
     def generate(context, builder, signature, args):
         kinds = [context.get_value_type(t) for t in signature.args[1:]]
@@ -37,14 +37,17 @@ def _call(typingctx, address, s, slope, m, n, b, h, i0, j0):
         return context.get_dummy_value()
 
     whole = types.intp
-    return types.void(whole, types.voidptr, types.voidptr, *[whole] * 6), generate
+    return types.void(whole, types.voidptr, types.voidptr, *[whole] * 7), generate
 
 
 @njit(error_model="numpy")
-def change_tile(address, s, slope, b, h, i0, j0):
-    """s ← score_mod(s), and the derivative to `slope` if that is another array; nothing if `address` is 0."""
+def change_tile(address, s, slope, m, b, h, i0, j0):
+    """s ← score_mod(s), and the derivative to `slope` if that is another array; nothing if `address` is 0.
+
+    Keys by queries, of which the first m count.
+    """
     if address != 0:
-        _call(address, s.ctypes, slope.ctypes, s.shape[0], s.shape[1], b, h, i0, j0)
+        _call(address, s.ctypes, slope.ctypes, s.shape[0], s.shape[1], m, b, h, i0, j0)
 
 
 def _narrowed(mod, dtype):
@@ -65,21 +68,21 @@ def _compile(mod, dtype, gradient):
     pointer, whole = types.CPointer(real), types.intp
     tiny, back = dtype.type(step), dtype.type(1 / step)
 
-    def values(at_s, at_slope, m, n, b, h, i0, j0):
-        s = carray(at_s, (m, n))
-        for r in range(m):
-            for c in range(n):
-                s[r, c] = f(s[r, c], b, h, i0 + r, j0 + c)
+    def values(at_s, at_slope, n, w, m, b, h, i0, j0):
+        s = carray(at_s, (n, w))
+        for c in range(n):
+            for r in range(m):
+                s[c, r] = f(s[c, r], b, h, i0 + r, j0 + c)
 
-    def slopes(at_s, at_slope, m, n, b, h, i0, j0):
-        s, slope = carray(at_s, (m, n)), carray(at_slope, (m, n))
-        for r in range(m):
-            for c in range(n):
-                moved = complex_(f(complex_(complex(s[r, c], tiny)), b, h, i0 + r, j0 + c))
-                s[r, c], slope[r, c] = moved.real, moved.imag * back
+    def slopes(at_s, at_slope, n, w, m, b, h, i0, j0):
+        s, slope = carray(at_s, (n, w)), carray(at_slope, (n, w))
+        for c in range(n):
+            for r in range(m):
+                moved = complex_(f(complex_(complex(s[c, r], tiny)), b, h, i0 + r, j0 + c))
+                s[c, r], slope[c, r] = moved.real, moved.imag * back
 
     body = slopes if gradient else values
-    compiled = cfunc(types.void(pointer, pointer, *[whole] * 6), error_model="numpy")(body)
+    compiled = cfunc(types.void(pointer, pointer, *[whole] * 7), error_model="numpy")(body)
     return None if gradient and _loses_step(f) else compiled
 
 
