@@ -34,8 +34,7 @@ def difference(got: np.ndarray, want: np.ndarray, tolerance: float, show: bool =
     at = f"at {list(first)}" if first else "the number"
     numbers = f" got {a[first]:.6g}, expected {b[first]:.6g};" if show else ""
     if not np.isfinite(a).all():
-        return f"{int(wrong.sum())} of {wrong.size} numbers wrong, the first {at};{numbers} some "
-        f"are NaN or infinite"
+        return f"{int(wrong.sum())} of {wrong.size} wrong, the first {at};{numbers} some are NaN or infinite"
     return (
         f"{int(wrong.sum())} of {wrong.size} numbers wrong, the first {at};{numbers} "
         f"largest difference {off.max():.3g} (allowed {tolerance * scale:.1g})"

@@ -10,22 +10,30 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ chapter }}: {{ results|length
-}}</title> <style>body{font:16px/1.5 sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ chapter }}</title>
+<style>body{font:16px/1.5 sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}
 table{border-collapse:collapse}td,th{border:1px solid #999;padding:.2rem .6rem;text-align:left}</style>
-<h1>{{ chapter }}</h1><p>{{ results|length }} submissions, mean {{ '%.1f'|format(mean) }} of {{
-'%g'|format(of) }}.</p> <h2>What was hard</h2>
+<h1>{{ chapter }}</h1>
+<p>{{ results|length }} submissions, mean {{ '%.1f'|format(mean) }} of {{ '%g'|format(of) }}.</p>
+<h2>What was hard</h2>
 <table><tr><th>task</th><th>mean</th><th>likely causes (students)</th></tr>
-{% for t in tasks %}<tr><td>{{ t.number }}. {{ t.function }}</td><td>{{ '%.1f'|format(t.mean) }} of {{ t.of
-}}</td> <td>{% for cause, n in t.causes %}{{ cause }} ({{ n }})<br>{% endfor %}</td></tr>{% endfor %}</table>
+{% for t in tasks %}
+<tr><td>{{ t.number }}. {{ t.function }}</td><td>{{ '%.1f'|format(t.mean) }} of {{ t.of }}</td>
+<td>{% for cause, n in t.causes %}{{ cause }} ({{ n }})<br>{% endfor %}</td></tr>
+{% endfor %}</table>
 <h2>Students</h2>
-{% for r in results %}<details><summary>{{ r.student }}: {{ '%g'|format(r.points) }}{% if r.problem %} ({{
-r.problem }}) {% endif %}</summary><p>Seed {{ r.seed }}. Kept apart by: {{ r.protection }}.</p>
-{% for t in r.tasks %}<h4>{{ t.number }}. {{ t.function }}: {{ '%g'|format(t.points) }} of {{ t.of }}</h4>
-<p>{{ t.problem }}</p><ul>
-{% for x in t.layers %}<li>{{ x.name }} {{ '%g'|format(x.points) }} of {{ x.of }}{% for m in x.told[:3]
-%}<br>{{ m }} {% endfor %}</li>{% endfor %}{% for c in t.causes %}<li>Likely cause: {{ c }}</li>{% endfor
-%}</ul>{% endfor %} </details>{% endfor %}</html>
+{% for r in results %}
+<details><summary>{{ r.student }}: {{ '%g'|format(r.points) }} {{ r.problem }}</summary>
+<p>Seed {{ r.seed }}. Kept apart by: {{ r.protection }}.</p>
+{% for t in r.tasks %}
+<h4>{{ t.number }}. {{ t.function }}: {{ '%g'|format(t.points) }} of {{ t.of }}</h4>
+<p>{{ t.problem }}</p>
+<ul>{% for x in t.layers %}
+<li>{{ x.name }} {{ '%g'|format(x.points) }} of {{ x.of }}{% for m in x.told[:3] %}<br>{{ m }}{% endfor %}</li>
+{% endfor %}
+{% for c in t.causes %}<li>Likely cause: {{ c }}</li>{% endfor %}</ul>
+{% endfor %}</details>
+{% endfor %}</html>
 """
 
 

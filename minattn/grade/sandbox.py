@@ -142,8 +142,8 @@ done
 shift
 mount -t tmpfs -o size=16m,nr_inodes=1k,mode=700,uid=$user,gid=$user,nosuid,nodev grade "$place/work"
 mount -o remount,ro "$place"
-exec chroot "$place" /tools/setpriv --reuid "$user" --regid "$user" $CLEAR --no-new-privs --bounding-set=-all
---inh-caps=-all "$@"
+exec chroot "$place" /tools/setpriv --reuid "$user" --regid "$user" $CLEAR --no-new-privs \\
+  --bounding-set=-all --inh-caps=-all "$@"
 """
 
 
@@ -198,9 +198,7 @@ def _python(child: str) -> list[str]:
 def candidates() -> list[Sandbox]:
     """Every way that this system might allow, the best first; none is tried here."""
     root = os.geteuid() == 0
-    stranger = (
-        61_000 + os.getpid() % 4_000
-    )  # one user for each grader, so that they cannot signal one another
+    stranger = 61_000 + os.getpid() % 4_000  # one user for each grader: they cannot signal one another
     found = []
     if shutil.which("bwrap"):
         found.append(Sandbox("bubblewrap", _bubblewrap, ENVIRONMENT))
@@ -211,9 +209,8 @@ def candidates() -> list[Sandbox]:
         )
         found.insert(0 if root else len(found), spaces)  # bubblewrap would leave root its number
     packages = {**ENVIRONMENT, "GRADE_PACKAGES": str(Path(np.__file__).resolve().parents[1])}
-    if root:
-        found.append(Sandbox("limits", _limits, packages, stranger))
-    return [*found, Sandbox("limits", _limits, packages)]
+    found.append(Sandbox("limits", _limits, packages, stranger if root else None))  # never as root itself
+    return found
 
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

@@ -35,8 +35,8 @@ def descendants() -> set[int]:
 
 @pytest.fixture(scope="module")
 def outcome():
-    if runner.best().name == "limits" and os.geteuid() == 0:
-        pytest.skip("only limits keep submissions apart here: as root they could do harm")
+    if runner.best().name == "limits":
+        pytest.skip("only limits keep submissions apart here: they could reach this process")
     mine = {f for f in os.listdir(tempfile.gettempdir()) if f.startswith("grade-")}
     before = descendants()
     with ProcessPoolExecutor(2) as pool:
