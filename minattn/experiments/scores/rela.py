@@ -96,8 +96,8 @@ def fit(kind: str, seed: int, steps: int = STEPS) -> EncoderDecoder:
 
 
 def look(model: EncoderDecoder, sample: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and the weights (B, H, N, 6) of the cross-attention, made of its scores in float64: in float32 a
-    softmax has zeros where exp underflows."""
+    """Logits, and the weights (B, H, N, 6) of the cross-attention, made of its scores in float64: in float32
+    a softmax has zeros where exp underflows."""
     cross, found = model.blocks[0].cross, []
     handle = cross.hook_scores.register_forward_hook(
         lambda module, inputs, scores: found.append(scores.data.astype(np.float64)))
