@@ -9,6 +9,9 @@ Four models with equal initial weights wherever they have a weight in common dif
     super       one head, no W_V and no W_K, values mixed by W_A
 """
 
+# `get` may give None, of which `np.shape` is ().
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import numpy as np
