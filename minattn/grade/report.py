@@ -29,7 +29,8 @@ table{border-collapse:collapse}td,th{border:1px solid #999;padding:.2rem .6rem;t
 <h4>{{ t.number }}. {{ t.function }}: {{ '%g'|format(t.points) }} of {{ t.of }}</h4>
 <p>{{ t.problem }}</p>
 <ul>{% for x in t.layers %}
-<li>{{ x.name }} {{ '%g'|format(x.points) }} of {{ x.of }}{% for m in x.told[:3] %}<br>{{ m }}{% endfor %}</li>
+<li>{{ x.name }} {{ '%g'|format(x.points) }} of {{ x.of }}
+{% for m in x.told[:3] %}<br>{{ m }}{% endfor %}</li>
 {% endfor %}
 {% for c in t.causes %}<li>Likely cause: {{ c }}</li>{% endfor %}</ul>
 {% endfor %}</details>

@@ -4,6 +4,7 @@ import numpy as np
 
 from minattn import attention as at
 from minattn.autograd import vjp
+from minattn.grade.plain import as_tests
 from minattn.grade.task import Limit, Task
 
 
@@ -323,3 +324,5 @@ TASKS = [
         memory=48 * 2**20,
     ),
 ]
+
+test_exercises = as_tests("attention", TASKS)

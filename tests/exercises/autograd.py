@@ -4,6 +4,7 @@ import numpy as np
 
 import minattn.autograd as ag
 from minattn.autograd import Tensor
+from minattn.grade.plain import as_tests
 from minattn.grade.task import Limit, Task
 from minattn.kernels import layer_norm
 
@@ -363,3 +364,6 @@ def long_tape(rng):
     for n in range(1, 500):
         value[n] = value[left[n]] + value[right[n]] if kind[n] == 1 else np.tanh(value[left[n]])
     return {"kind": kind, "left": left, "right": right, "value": value}
+
+
+test_exercises = as_tests("autograd", TASKS)
