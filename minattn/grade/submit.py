@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -107,8 +108,6 @@ def grade_class(
 ) -> list[str]:
     """Grade all that has no result yet; returns the students whose grading killed its worker every time."""
     out.mkdir(parents=True, exist_ok=True)
-    for part in out.glob("*.part"):
-        part.unlink()
     tries: dict[Submission, int] = {}
     left = [s for s in submissions(folder) if not _done(s, chapter, seed, out)]
     while left:
@@ -127,6 +126,8 @@ def grade_class(
             _write(out / submission.result, _lost(submission, chapter, seed))
             tries.pop(submission)
             tick()
+    for part in out.glob("*.part"):  # of workers that were killed as they wrote
+        part.unlink()
     return [r["student"] for r in results(out) if r["problem"].startswith("the grader")]
 
 
@@ -135,7 +136,11 @@ def _pass(
 ) -> list[Submission]:
     """One pool of workers; returns what has no result because the pool broke."""
     died = []
-    with ProcessPoolExecutor(jobs) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="class-") as place,
+        ProcessPoolExecutor(jobs, initializer=_work_in, initargs=(place,)) as pool,
+    ):
+        os.chmod(place, 0o711)
         asked = {pool.submit(grade_file, s, chapter, seed, out): s for s in batch}
         for future in as_completed(asked):
             try:
@@ -145,6 +150,11 @@ def _pass(
                 if not _done(asked[future], chapter, seed, out):
                     died.append(asked[future])
     return died
+
+
+def _work_in(place: str) -> None:
+    """Folders of submissions go where they are removed even if this worker is killed."""
+    tempfile.tempdir = place
 
 
 def _lost(submission: Submission, chapter: str, seed: int) -> dict[str, Any]:
