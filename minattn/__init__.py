@@ -26,8 +26,8 @@ np.empty(2**25 - 2**16, np.uint8)
 __version__ = "0.1.0"
 __all__ = [*_autograd_names, *_kernel_names]
 
-_PACKAGES = {"atlas", "attention", "data", "experiments", "findings", "grade", "inference", "nn", "plots", "register",
-             "scores", "testing", "transformer"}
+_PACKAGES = {"atlas", "attention", "data", "experiments", "findings", "grade", "inference", "nn", "plots",
+             "register", "scores", "testing", "transformer"}
 
 
 def __getattr__(name: str) -> Any:

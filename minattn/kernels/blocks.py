@@ -47,8 +47,8 @@ class BlockMask:
     partial : (tiles, tile, tile) of bool
         Queries by keys; they lie in memory the other way round, as the loops read them.
     runs : (B or 1, H or 1, 2, N) of int32, or None
-        If every query sees one run of keys (a window, a document, the past): where it begins, and where it has
-        ended; (M, 0) for none. Two numbers then say what a partial tile says, and tiles may be cut to fit.
+        If every query sees one run of keys (a window, a document, the past): where it begins and where it
+        has ended; (M, 0) for none. Two numbers then say what a partial tile says, and tiles are cut to fit.
     """
 
     def __init__(self, visible: Visible, N: int, M: int, tile: int | None = None) -> None:

@@ -177,7 +177,8 @@ def test_tiles_of_a_mask_hold_tiles_of_queries(monkeypatch):
     *arrays, _ = inputs(1, 2, 1, 9, 9, 2, 2)
     holes = np.random.default_rng(0).random((1, 1, 9, 9)) < 0.5
     for tile in (6, 4):
-        flash_attention(*arrays, block_mask=BlockMask(lambda start, stop: holes[:, :, start:stop], 9, 9, tile))
+        blocks_of_holes = BlockMask(lambda start, stop: holes[:, :, start:stop], 9, 9, tile)
+        flash_attention(*arrays, block_mask=blocks_of_holes)
     flash_attention(*arrays)
     flash_attention(*arrays, mask_mod=causal)
     assert sizes == [(3, 6), (4, 4), (3, 4), (3, 4)]

@@ -137,7 +137,8 @@ def test_hidden_tiles_cost_nothing(small, monkeypatch):
     starts, ends = (0, 3, 6, 9, 12, 15), (3, 6, 9, 12, 15, 16)  # of the tiles of queries
     keys = {  # of each tile of queries
         flash.Plan(1.0): [16] * 6, flash.Plan(1.0, causal=True): ends,
-        flash.Plan(1.0, blocks=of(window)): [end - max(start - 3, 0) for start, end in zip(starts, ends)],
+        flash.Plan(1.0, blocks=of(window)): [end - max(start - 3, 0)
+                                               for start, end in zip(starts, ends, strict=True)],
         flash.Plan(1.0, blocks=of(holes)): [4, 8, 8, 8],  # tiles of 4, as the mask's
     }
     for plan, reach in keys.items():

@@ -57,7 +57,8 @@ def test_a_of_any_distances(dtype):
     """Every other column backwards, rows three apart, and one number everywhere."""
     rng = np.random.default_rng(1)
     whole, b = rng.standard_normal((21, 30)).astype(dtype), rng.standard_normal((15, 9)).astype(dtype)
-    for a in (whole[::3, ::-2], np.broadcast_to(whole[:7, :1], (7, 15)), np.broadcast_to(whole[0, 0], (7, 15))):
+    everywhere = [np.broadcast_to(x, (7, 15)) for x in (whole[:7, :1], whole[0, 0])]
+    for a in (whole[::3, ::-2], *everywhere):
         c = np.empty((7, 9), dtype)
         multiply(a, b, c, dtype(1), dtype(0))
         np.testing.assert_allclose(c, a @ b, rtol=0, atol=1e-5)

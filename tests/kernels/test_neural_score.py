@@ -14,8 +14,6 @@ from minattn.kernels.neural_score import (
 )
 from minattn.testing import check_causal, check_grads
 
-pytestmark = pytest.mark.paper(3)
-
 # B, H, N, M, F, Dv
 SMALL = [(1, 1, 1, 1, 1, 1), (2, 2, 5, 5, 6, 3), (1, 2, 3, 7, 5, 2), (2, 1, 7, 3, 4, 5), (1, 3, 1, 6, 3, 1)]
 LARGE = [(1, 2, 33, 257, 9, 8), (2, 1, 70, 70, 4, 3), (1, 1, 300, 40, 7, 2)]

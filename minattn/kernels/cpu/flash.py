@@ -1,6 +1,6 @@
 """Attention in tiles, compiled: a thread takes a tile of queries, and all that it needs stays in its cache.
 
-`forward` and `backward` are the loops of `flash.py` over tiles. Here a tile of scores is Sᵀ, a row for each key:
+`forward` and `backward` are the loops of `flash.py` over tiles. Here a tile of scores is Sᵀ, a row a key:
 
              queries →
            ┌─────────────┐        Sᵀ = K Qᵀ              Q alone is turned, once for all keys
@@ -9,8 +9,8 @@
            └─────────────┘
 
 Then neither K nor V is ever turned or copied, and the running maximum and sum of each query, which go from
-key to key, are arithmetic between whole rows. The products are `matmul.py`'s; what lies between them goes over
-a tile once or twice:
+key to key, are arithmetic between whole rows. The products are `matmul.py`'s; what lies between them goes
+over a tile once or twice:
 
     soften      S → exp(S − m), with running maxima m and sums l
     pay_back    S, dP → P, dS
@@ -114,7 +114,7 @@ def hide_future(s, i0, j0):
 
 @njit(error_model="numpy")
 def hide_outside(s, runs, j0):
-    """−∞ where key j0 + c is outside the run of keys that query r sees: from runs[0, r], before runs[1, r]."""
+    """−∞ where key j0 + c is outside the run that query r sees: from runs[0, r], before runs[1, r]."""
     for c in range(len(s)):
         for r in range(runs.shape[1]):
             s[c, r] = s[c, r] if (runs[0, r] <= j0 + c) & (j0 + c < runs[1, r]) else -np.inf
@@ -138,7 +138,7 @@ def state_of(table, b, h, i0, j0, tile):
 
 @njit(error_model="numpy")
 def reach(runs, causal, last, M):
-    """The first key that any query of a tile may see, and the first behind them; position `last` sees itself."""
+    """The first key that a tile of queries may see, and the first behind; `last` is its last position."""
     begin, end = 0, M
     if runs.size:
         begin, end = max(runs[0].min(), 0), runs[1].max()
@@ -173,7 +173,8 @@ def forward(q, k, v, scale, causal, offset, runs, table, partial, mod, weight, r
         b, h, i0 = t // (H * tiles), t // tiles % H, t % tiles * rows
         i1, g = min(i0 + rows, N), h // (H // Hk)
         m, w = i1 - i0, lanes(q, i1 - i0)
-        turned, space, o = np.empty((D, w), q.dtype), np.empty(columns * w, q.dtype), np.zeros((w, Dv), q.dtype)
+        turned, space = np.empty((D, w), q.dtype), np.empty(columns * w, q.dtype)
+        o = np.zeros((w, Dv), q.dtype)
         top, total = np.full(w, -np.inf, q.dtype), np.zeros(w, q.dtype)
         turn(q[b, h, i0:i1], scale, turned)
         mine = runs[b % runs.shape[0], h % runs.shape[1], :, i0:i1]

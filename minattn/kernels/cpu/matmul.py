@@ -46,8 +46,9 @@ class _Vectors:
     def spread(self, x):
         """A number in all lanes."""
         nothing = ir.Constant(ir.VectorType(x.type, self.W), ir.Undefined)
+        everywhere = ir.Constant(ir.VectorType(I32, self.W), [0] * self.W)
         first = self.builder.insert_element(nothing, x, I32(0))
-        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, self.W), [0] * self.W))
+        return self.builder.shuffle_vector(first, nothing, everywhere)
 
     def add_product(self, x, y, z):
         """x y + z, in one instruction where there is one."""
@@ -122,8 +123,8 @@ def _block(rows, wide, masked):
             return context.get_dummy_value()
 
         whole = types.intp
-        kinds = [types.voidptr, whole, whole, types.voidptr, whole, types.voidptr, whole, whole, alpha, alpha, whole]
-        return types.void(*kinds), generate
+        a_kinds, others = (types.voidptr, whole, whole), (types.voidptr, whole)
+        return types.void(*a_kinds, *others, *others, whole, alpha, alpha, whole), generate
 
     return block
 
@@ -143,7 +144,8 @@ def _strip(many, single):
     return strip
 
 
-_whole, _edge = (_strip(_block(R, wide, masked), _block(1, wide, masked)) for wide, masked in ((V, False), (1, True)))
+_whole = _strip(_block(R, V, False), _block(1, V, False))
+_edge = _strip(_block(R, 1, True), _block(1, 1, True))
 
 
 @njit(error_model="numpy")
