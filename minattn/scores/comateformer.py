@@ -13,6 +13,8 @@ Li, Liang and Zhang, Comateformer, arXiv 2412.07220 (paper 134); the weights are
 de-attention (Tay et al. 2019). The gate between a softmax and these weights is ours.
 """
 
+# mypy: disable-error-code="union-attr, call-arg, misc"
+
 from __future__ import annotations
 
 import math

@@ -17,6 +17,8 @@ relations (N, M, d_r) is formed, and the tiled kernel serves.
 Altabaa and Lafferty, arXiv 2405.16727 (paper 5). That the sum can be taken first is our observation.
 """
 
+# mypy: disable-error-code="misc"
+
 from __future__ import annotations
 
 import math

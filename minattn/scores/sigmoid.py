@@ -17,6 +17,8 @@ Ramapuram et al., Theory, Analysis, and Best Practices for Sigmoid Self-Attentio
 117).
 """
 
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import math

@@ -6,6 +6,8 @@
 Ramapuram et al., arXiv 2409.04431 (paper 117).
 """
 
+# mypy: disable-error-code="override"
+
 from __future__ import annotations
 
 from typing import Any

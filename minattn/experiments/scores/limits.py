@@ -9,6 +9,8 @@ Slopes: the spectral norm of a softmax's Jacobian at two equal weights against t
 largest weight of 512 unit-normal logits, for a softmax and for one whose logits are multiplied by ln L.
 """
 
+# mypy: disable-error-code="dict-item"
+
 from __future__ import annotations
 
 import functools

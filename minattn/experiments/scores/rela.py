@@ -5,6 +5,8 @@ the first is one of ten words; and a translation of one of nine kinds is followe
 no source word stands for. Encoder–decoders of one layer learn it, with four kinds of attention everywhere.
 """
 
+# mypy: disable-error-code="index"
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -11,6 +11,8 @@ have length R at most.
 Speed: both in compiled tiles, forward.
 """
 
+# mypy: disable-error-code="operator, var-annotated"
+
 from __future__ import annotations
 
 import functools
