@@ -12,7 +12,7 @@ from minattn.grade.sandbox import candidates
 NAMES = [c.name for c in candidates()]
 
 
-@pytest.mark.parametrize("sandbox", candidates(), ids=lambda c: f"{c.name}-{c.user}")
+@pytest.mark.parametrize("sandbox", candidates(), ids=NAMES)
 def test_each_answers_or_is_said_not_to(sandbox):
     tried = runner.probe(sandbox)
     if tried is None:
